@@ -1,0 +1,1 @@
+"""Algorithms as pure tensor functions: one file each, plus the operations they share."""

@@ -1,0 +1,89 @@
+"""Batch: the one record that travels. Named columns, one row per sequence; it only moves forward.
+
+Letters: S sequences, P padded prompt length, T padded response length.
+
+    prompt_ids [S, P]      prompt tokens, padded on the right
+    prompt_len [S]         real prompt length
+    response_ids [S, T]    sampled tokens, padded on the right
+    response_len [S]       real response length (the end-of-sequence token counts)
+    response_mask [S, T]   1 on tokens the model sampled, 0 on padding and on tokens it did not write
+    rollout_logp [S, T]    log-probability of each sampled token, from the rollout engine
+    old_logp, ref_logp, values, rewards, advantages, returns [S, T]
+    score [S]              the reward of the response as a whole
+    group [S]              which prompt of the step the sequence answers
+    policy_version [S]     which weights sampled it
+    truncated [S]          1 where the response ended at the length limit
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Columns (tensors whose first dim is S) and one plain record per sequence."""
+
+    columns: Mapping[str, Tensor]
+    records: tuple[Mapping[str, Any], ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        sizes = {name: len(column) for name, column in self.columns.items()}
+        assert len(set(sizes.values())) <= 1, f"columns of unequal length: {sizes}"
+        assert not self.records or not sizes or len(self.records) == len(self), "one record per sequence"
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()))) if self.columns else len(self.records)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.columns[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.columns
+
+    def with_columns(self, **columns: Tensor) -> Batch:
+        """Return the same rows with columns added or replaced."""
+        return Batch({**self.columns, **columns}, self.records)
+
+    def rows(self, indices: Sequence[int] | Tensor) -> Batch:
+        """Return the chosen rows, in the order given."""
+        index = torch.as_tensor(indices, dtype=torch.long)
+        records = tuple(self.records[i] for i in index.tolist()) if self.records else ()
+        return Batch({name: column[index] for name, column in self.columns.items()}, records)
+
+    def lengths(self) -> Tensor:
+        """Return real sequence lengths (prompt and response), [S] in tokens."""
+        return self["prompt_len"] + self["response_len"]
+
+
+def concat(batches: Sequence[Batch]) -> Batch:
+    """Join batches row-wise; [S, X] columns are padded on the right with zeros to the widest X."""
+    first = batches[0]
+    columns = {name: _join([batch[name] for batch in batches]) for name in first.columns}
+    return Batch(columns, tuple(record for batch in batches for record in batch.records))
+
+
+def pad_rows(rows: Sequence[Sequence[float]] | Sequence[Tensor], *, dtype: torch.dtype, width: int | None = None) -> Tensor:
+    """Stack ragged rows into [S, X], zeros on the right; X is `width` or the longest row (at least 1)."""
+    longest = max([len(row) for row in rows], default=0)
+    out = torch.zeros(len(rows), max(width or longest, 1), dtype=dtype)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = torch.as_tensor(row, dtype=dtype)
+    return out
+
+
+def length_mask(lengths: Tensor, width: int) -> Tensor:
+    """Return [S, width] of ones before each length and zeros after it, as float32."""
+    return (torch.arange(width, device=lengths.device) < lengths[:, None]).float()
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    if parts[0].ndim == 1:
+        return torch.cat(list(parts))
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])

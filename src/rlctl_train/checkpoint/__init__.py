@@ -1,0 +1,1 @@
+"""Checkpoints: save, load, export; atomic on disk."""

@@ -1,0 +1,121 @@
+"""Algorithms and their settings; class defaults are the vetted ones. Formulas are in `rlctl_train.algos`."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from rlctl_train.config.base import Config
+from rlctl_train.config.optim import OptimConfig
+
+Role = Literal["actor", "critic", "reference"]
+Aggregation = Literal[
+    "token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"
+]
+KlEstimator = Literal["k1", "k2", "k3", "abs", "k1+", "k3+"]
+
+
+class FixedKl(Config):
+    """Subtract `coef` times the KL estimate from the reward of each token."""
+
+    type: Literal["fixed"] = "fixed"
+    coef: NonNegativeFloat = 0.001
+    """Factor on the KL estimate."""
+    estimator: KlEstimator = "k1"
+    """Per-token KL estimator between the old policy and the reference."""
+
+
+class AdaptiveKl(Config):
+    """Steer the coefficient towards a target KL (Ziegler et al. 2019, arXiv:1909.08593)."""
+
+    type: Literal["adaptive"] = "adaptive"
+    coef: PositiveFloat = 0.001
+    """Initial factor on the KL estimate."""
+    target: PositiveFloat = 0.1
+    """Wanted KL per sequence, in nats."""
+    horizon: PositiveInt = 10000
+    """Number of sequences over which the coefficient may move by its full step."""
+    estimator: KlEstimator = "k1"
+    """Per-token KL estimator between the old policy and the reference."""
+
+
+KlInReward = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")]
+
+
+class _PolicyGradient(Config):
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Lower clip: the probability ratio is held above 1 - clip_low."""
+    clip_high: PositiveFloat = 0.2
+    """Upper clip: the probability ratio is held below 1 + clip_high."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
+    """Bound on the loss of tokens with negative advantage, as a multiple of the advantage; unset turns it off."""
+    aggregation: Aggregation = "token-mean"
+    """How per-token losses become one number; counts are global, over the whole mini-batch."""
+    aggregation_norm: PositiveFloat | None = None
+    """Constant divisor of `seq-mean-token-sum-norm`, in tokens; unset takes `rollout.max_response_tokens`."""
+    kl_loss_coef: NonNegativeFloat = 0.0
+    """Factor on the KL-to-reference loss; 0 turns it off and needs no reference model."""
+    kl_loss_estimator: KlEstimator = "k3"
+    """Per-token KL estimator of the loss between the current policy and the reference."""
+    entropy_coef: float = 0.0
+    """Factor on the entropy bonus."""
+
+    needs_critic: ClassVar[bool] = False
+
+    def roles(self) -> tuple[Role, ...]:
+        """Return the model roles this algorithm needs, actor first."""
+        roles: list[Role] = ["actor"]
+        if self.needs_critic:
+            roles.append("critic")
+        kl_in_reward = getattr(self, "kl_in_reward", None)
+        if self.kl_loss_coef > 0 or kl_in_reward is not None:
+            roles.append("reference")
+        return tuple(roles)
+
+
+class GrpoConfig(_PolicyGradient):
+    """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300)."""
+
+    type: Literal["grpo"] = "grpo"
+    group_size: Annotated[int, Field(ge=2)] = 8
+    """Responses sampled per prompt; the group is the baseline."""
+    normalize_std: bool = True
+    """Divide by the group's standard deviation; false gives Dr.GRPO's advantage (arXiv:2503.20783)."""
+    kl_in_reward: KlInReward | None = None
+    """KL penalty inside the reward; unset turns it off."""
+
+
+class PpoConfig(_PolicyGradient):
+    """Proximal policy optimisation with a learned critic (Schulman et al. 2017, arXiv:1707.06347)."""
+
+    type: Literal["ppo"] = "ppo"
+    needs_critic: ClassVar[bool] = True
+    group_size: PositiveInt = 1
+    """Responses sampled per prompt."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount per token."""
+    lam: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """GAE lambda (arXiv:1506.02438)."""
+    value_clip: PositiveFloat = 0.5
+    """Largest change of a value against the rollout's value before its loss is clipped."""
+    critic_optim: OptimConfig = OptimConfig(lr=1e-5)
+    """Optimizer of the critic."""
+    critic_warmup_steps: NonNegativeInt = 0
+    """First steps in which only the critic learns."""
+    kl_in_reward: KlInReward | None = None
+    """KL penalty inside the reward; unset turns it off."""
+
+
+class SftConfig(Config):
+    """Supervised fine-tuning on the `response` column: cross-entropy on completion tokens only."""
+
+    type: Literal["sft"] = "sft"
+
+    def roles(self) -> tuple[Role, ...]:
+        """Return the model roles this algorithm needs."""
+        return ("actor",)
+
+
+AlgoConfig = Annotated[GrpoConfig | PpoConfig | SftConfig, Field(discriminator="type")]
+RlConfig = GrpoConfig | PpoConfig

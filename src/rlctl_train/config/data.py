@@ -1,0 +1,45 @@
+"""Where prompts come from. Files are parquet in the field's common columns (see docs/data.md)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from rlctl_train.config.base import Config
+
+
+class _Data(Config):
+    max_prompt_tokens: PositiveInt = 512
+    """Longest prompt after the chat template, in tokens."""
+    overlong_prompts: Literal["error", "drop"] = "error"
+    """What happens to rows whose prompt is longer: stop before training, or leave them out (counted and said)."""
+    shuffle: bool = True
+    """Visit the training rows in a new order each epoch (from `seed`), or in file order."""
+
+
+class ParquetData(_Data):
+    """Read prompts from parquet files with the columns `data_source`, `prompt`, `reward_model`, `extra_info`."""
+
+    type: Literal["parquet"] = "parquet"
+    train: str
+    """Parquet file (or folder of parquet files) with training prompts."""
+    val: str | None = None
+    """Parquet file with held-out prompts; unset turns validation off."""
+
+
+class ArithmeticData(_Data):
+    """Make sums such as `23+45=` in the run folder; train and held-out problems never overlap."""
+
+    type: Literal["arithmetic"] = "arithmetic"
+    operators: tuple[Literal["+", "-", "*"], ...] = ("+",)
+    """Operators that occur in the problems."""
+    max_operand: PositiveInt = 99
+    """Largest operand."""
+    num_train: PositiveInt = 2048
+    """Number of training problems."""
+    num_val: NonNegativeInt = 256
+    """Number of held-out problems."""
+
+
+DataConfig = Annotated[ParquetData | ArithmeticData, Field(discriminator="type")]

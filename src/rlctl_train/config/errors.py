@@ -1,0 +1,22 @@
+"""The one exception for what a person can mend: what is wrong, and the way out."""
+
+from __future__ import annotations
+
+OK, FAILED, USAGE, DOES_NOT_FIT, PREFLIGHT, LAUNCH, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+
+
+class UserError(Exception):
+    """A failure a person can mend. `exit_code` is one of the constants of this module."""
+
+    def __init__(self, what: str, remedy: str, *, exit_code: int = USAGE) -> None:
+        super().__init__(what)
+        self.what = what
+        self.remedy = remedy
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (self.what, self.remedy, self.exit_code)
+
+
+def _rebuild(what: str, remedy: str, exit_code: int) -> UserError:
+    return UserError(what, remedy, exit_code=exit_code)

@@ -1,0 +1,53 @@
+"""The run folder: where each file of a run lies. The front desk and the workshop speak through it alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Paths inside one run folder."""
+
+    root: Path
+
+    config = property(lambda self: self.root / "config.json")
+    """What the user wants: RunConfig."""
+    plan = property(lambda self: self.root / "plan.json")
+    """What follows: rlctl_hw Plan."""
+    origin = property(lambda self: self.root / "origin.json")
+    """Where each value came from."""
+    status = property(lambda self: self.root / "status.json")
+    """State, phase and step, rewritten as the run goes."""
+    metrics = property(lambda self: self.root / "metrics.jsonl")
+    """One line a step."""
+    summary = property(lambda self: self.root / "summary.json")
+    """Totals, written at the end."""
+    logs = property(lambda self: self.root / "logs")
+    checkpoints = property(lambda self: self.root / "checkpoints")
+    samples = property(lambda self: self.root / "samples")
+    """Validation samples for reading, one file a validation."""
+    model = property(lambda self: self.root / "model")
+    """The random model, when the run makes one."""
+    data = property(lambda self: self.root / "data")
+    """train.parquet and val.parquet, when the run makes them."""
+    hf = property(lambda self: self.root / "hf")
+    """The exported Hugging Face folder."""
+    tensorboard = property(lambda self: self.root / "tensorboard")
+    report = property(lambda self: self.root / "report.html")
+    curves = property(lambda self: self.root / "curves.png")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON so that a reader, or a crash, never sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        json.dump(data, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,100 @@
+"""The loop: how long, how much per step, how often to look and to save."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from rlctl_train.config.base import Config
+from rlctl_train.config.optim import OptimConfig
+
+
+class TrainerConfig(Config):
+    """Length and size of the training loop."""
+
+    num_steps: PositiveInt = 100
+    """Steps to train; one step generates (or reads) one batch and learns from it."""
+    prompts_per_step: PositiveInt = 64
+    """Prompts (supervised: rows) per step."""
+    mini_batches_per_step: PositiveInt = 1
+    """Optimizer steps per pass over the step's batch."""
+    epochs_per_step: PositiveInt = 1
+    """Passes over the step's batch."""
+    optim: OptimConfig = OptimConfig()
+    """Optimizer of the policy."""
+    num_devices: PositiveInt | None = None
+    """Devices that train (CPU: worker processes); unset lets the planner choose."""
+    threads_per_worker: PositiveInt | None = None
+    """CPU threads of each worker process; unset lets the planner choose."""
+
+
+class WarmStartConfig(Config):
+    """Supervised steps on the training rows' `response` column before reinforcement learning begins."""
+
+    num_steps: PositiveInt = 50
+    """Optimizer steps."""
+    rows_per_step: PositiveInt = 64
+    """Rows per optimizer step."""
+    optim: OptimConfig = OptimConfig(lr=1e-3)
+    """Optimizer of the warm start; its state is dropped afterwards."""
+
+
+class ValidationConfig(Config):
+    """Measuring on held-out prompts."""
+
+    every_steps: NonNegativeInt = 10
+    """Validate after every so many steps; 0 means only before and after training."""
+    max_prompts: PositiveInt = 256
+    """Held-out prompts used each time."""
+    temperature: NonNegativeFloat = 0.0
+    """Sampling temperature; 0 is greedy."""
+    num_samples_kept: NonNegativeInt = 8
+    """Samples written to `samples/` each time, for reading."""
+
+
+class CheckpointConfig(Config):
+    """Saving and resuming."""
+
+    every_steps: NonNegativeInt = 50
+    """Save after every so many steps; 0 means only at the end and when told to stop."""
+    keep_last: PositiveInt = 2
+    """Checkpoints kept; older ones are removed once a newer one is complete."""
+    export_hf: bool = True
+    """Write a Hugging Face folder at the end."""
+
+
+class HealthConfig(Config):
+    """Checks that stop or warn before a run goes silently wrong."""
+
+    logprob_gap: PositiveFloat | None = None
+    """Largest difference between sampled and recomputed log-probabilities at the first step, in nats; unset: 1e-4 in float32, 0.2 in bfloat16."""
+    on_failure: Literal["stop", "warn"] = "stop"
+    """What happens when a check fails."""
+
+
+class TelemetryConfig(Config):
+    """Where metrics go besides `metrics.jsonl`."""
+
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "swanlab"], ...] = ("tensorboard",)
+    """Trackers that receive every metric."""
+    project: str = "rlctl"
+    """Project name under which trackers file the run."""
+
+
+class SyncConfig(Config):
+    """Moving weights from trainer to rollout."""
+
+    bucket_mib: Annotated[float, Field(gt=0)] = 256.0
+    """Size of the buckets in which weights travel, in MiB; a larger tensor travels alone."""
+
+
+class RayConfig(Config):
+    """The Ray cluster that carries the run."""
+
+    address: str | None = None
+    """Address of an existing cluster; unset starts a private one for this run."""
+    start_timeout_s: PositiveFloat = 120.0
+    """Longest wait for the cluster and for its resources, in seconds."""
+    object_store_gib: PositiveFloat | None = None
+    """Size of a private cluster's object store, in GiB; unset lets the planner choose."""

@@ -1,0 +1,1 @@
+"""Training engines. Each is a plain object that runs without Ray."""

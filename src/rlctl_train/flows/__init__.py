@@ -1,0 +1,1 @@
+"""Training dataflows: one small file each, as plain functions over the controller's verbs."""

@@ -1,0 +1,1 @@
+"""Rollout engines. Each is a plain object that runs without Ray."""
