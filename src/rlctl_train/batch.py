@@ -37,6 +37,10 @@ class Batch:
         assert len(set(sizes.values())) <= 1, f"columns of unequal length: {sizes}"
         assert not self.records or not sizes or len(self.records) == len(self), "one record per sequence"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # NumPy arrays travel out of band in pickle 5, which Ray's object store uses; tensors would be copied twice.
+        return _from_numpy, ({name: column.numpy() for name, column in self.columns.items()}, self.records)
+
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()))) if self.columns else len(self.records)
 
@@ -68,7 +72,9 @@ def concat(batches: Sequence[Batch]) -> Batch:
     return Batch(columns, tuple(record for batch in batches for record in batch.records))
 
 
-def pad_rows(rows: Sequence[Sequence[float]] | Sequence[Tensor], *, dtype: torch.dtype, width: int | None = None) -> Tensor:
+def pad_rows(
+    rows: Sequence[Sequence[float]] | Sequence[Tensor], *, dtype: torch.dtype, width: int | None = None
+) -> Tensor:
     """Stack ragged rows into [S, X], zeros on the right; X is `width` or the longest row (at least 1)."""
     longest = max([len(row) for row in rows], default=0)
     out = torch.zeros(len(rows), max(width or longest, 1), dtype=dtype)
@@ -82,8 +88,46 @@ def length_mask(lengths: Tensor, width: int) -> Tensor:
     return (torch.arange(width, device=lengths.device) < lengths[:, None]).float()
 
 
+def _from_numpy(columns: dict[str, Any], records: tuple[Mapping[str, Any], ...]) -> Batch:
+    return Batch({name: torch.tensor(column) for name, column in columns.items()}, records)
+
+
 def _join(parts: Sequence[Tensor]) -> Tensor:
     if parts[0].ndim == 1:
         return torch.cat(list(parts))
     width = max(part.shape[1] for part in parts)
     return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+
+
+def gather(parts: Sequence[tuple[Sequence[int], Batch]], rows: Sequence[int]) -> Batch:
+    """Assemble `rows` (global row numbers) from parts that each hold some rows and some columns.
+
+    A column that occurs in several parts must occur for different rows; a column is returned only if every wanted
+    row has it. Records of the same row in several parts are merged, later parts over earlier ones.
+    """
+    place = {row: i for i, row in enumerate(rows)}
+    pieces: dict[str, list[tuple[list[int], Tensor]]] = {}
+    records: list[dict[str, Any]] = [{} for _ in rows]
+    for part_rows, batch in parts:
+        held = [i for i, row in enumerate(part_rows) if row in place]
+        if not held:
+            continue
+        chosen = batch.rows(held)
+        target = [place[part_rows[i]] for i in held]
+        for name, column in chosen.columns.items():
+            pieces.setdefault(name, []).append((target, column))
+        for i, record in zip(target, chosen.records, strict=False):
+            records[i].update(record)
+    columns = {name: _scatter(found, len(rows)) for name, found in pieces.items()}
+    return Batch({n: c for n, c in columns.items() if c is not None}, tuple(records))
+
+
+def _scatter(pieces: list[tuple[list[int], Tensor]], num_rows: int) -> Tensor | None:
+    targets = [i for target, _ in pieces for i in target]
+    if len(targets) < num_rows:
+        return None
+    assert len(targets) == num_rows == len(set(targets)), "a column is given twice for the same row"
+    joined = _join([column for _, column in pieces])
+    out = torch.empty_like(joined)
+    out[torch.tensor(targets)] = joined
+    return out

@@ -40,9 +40,15 @@ class PolicyObjective:
         self.needs_entropy = config.entropy_coef != 0
 
     def __call__(self, outputs: TokenOutputs, micro: Batch, counts: Counts) -> Shares:
-        """Read `old_logp`, `advantages`, `response_mask` and, for the KL loss, `ref_logp`."""
+        """Read `old_logp`, `advantages`, `response_mask` and, for the KL loss, `ref_logp`.
+
+        A batch without `old_logp` is on-policy: the old policy is the one that is differentiated.
+        """
         config, mask = self.config, micro["response_mask"]
         assert outputs.logp is not None, "a policy objective needs log-probabilities"
+        on_policy = "old_logp" not in micro
+        if on_policy:
+            micro = micro.with_columns(old_logp=outputs.logp.detach())
 
         def total(values: Tensor) -> Tensor:
             return aggregate(values, mask, config.aggregation, counts, self.norm)
@@ -53,6 +59,9 @@ class PolicyObjective:
         if self.needs_entropy:
             assert outputs.entropy is not None, "an entropy bonus needs entropies"
             loss = loss - config.entropy_coef * total(outputs.entropy)
+        if on_policy and "rollout_logp" in micro:
+            gap = (outputs.logp - micro["rollout_logp"]).abs()
+            metrics |= _token_means({"health/logprob_gap_mean": gap}, mask, counts)
         if outputs.entropy is not None:
             metrics |= _token_means({"actor/entropy": outputs.entropy}, mask, counts)
         if config.kl_loss_coef > 0:

@@ -10,9 +10,7 @@ from rlctl_train.config.base import Config
 from rlctl_train.config.optim import OptimConfig
 
 Role = Literal["actor", "critic", "reference"]
-Aggregation = Literal[
-    "token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"
-]
+Aggregation = Literal["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 KlEstimator = Literal["k1", "k2", "k3", "abs", "k1+", "k3+"]
 
 

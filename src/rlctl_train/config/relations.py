@@ -53,9 +53,9 @@ def _model_shape(config: RunConfig) -> Iterator[Problem]:
     if longest > model.max_position:
         yield Problem(
             "rollout.max_response_tokens", config.rollout.max_response_tokens,
-            f"with data.max_prompt_tokens={config.data.max_prompt_tokens} sequences reach {longest} tokens, "
+            f"with data.max_prompt_tokens={config.data.max_prompt_tokens} makes sequences of {longest} tokens, "
             f"but model.max_position={model.max_position}",
-            f"set it to {max(1, model.max_position - config.data.max_prompt_tokens)} or raise model.max_position to {longest}",
+            f"set it to {max(1, model.max_position - config.data.max_prompt_tokens)}, or raise model.max_position",
         )  # fmt: skip
 
 
@@ -101,9 +101,11 @@ def _reward(config: RunConfig) -> Iterator[Problem]:
             "reward", None, f"is missing: algo.type={config.algo.type!r} needs one",
             "set reward.type (arithmetic, gsm8k, math, sum) or reward.path=FILE.py:FUNCTION",
         )  # fmt: skip
-    if config.reward is not None and isinstance(config.algo, SftConfig):
-        yield Problem("reward", config.reward.type, "is never used by algo.type='sft'", "remove the reward section")
-    if isinstance(config.data, ArithmeticData) and config.reward is not None and config.reward.type in ("gsm8k", "math"):
+    if (
+        isinstance(config.data, ArithmeticData)
+        and config.reward is not None
+        and config.reward.type in ("gsm8k", "math")
+    ):
         yield Problem(
             "reward.type", config.reward.type,
             "looks for an answer form that data.type='arithmetic' never shows", "set reward.type=arithmetic",
@@ -114,7 +116,12 @@ def _losses(config: RunConfig) -> Iterator[Problem]:
     algo = config.algo
     if isinstance(algo, SftConfig):
         if config.warm_start is not None:
-            yield Problem("warm_start", "set", "is itself supervised, as algo.type='sft' is", "remove the warm_start section")
+            yield Problem(
+                "warm_start",
+                "set",
+                "is itself supervised, as algo.type='sft' is",
+                "remove the warm_start section",
+            )
         return
     if algo.aggregation_norm is not None and algo.aggregation != "seq-mean-token-sum-norm":
         yield Problem(
@@ -131,11 +138,6 @@ def _placement(config: RunConfig) -> Iterator[Problem]:
             "rollout.num_devices", rollout,
             f"differs from trainer.num_devices={trainer}, but placement='colocated' puts both on the same devices",
             "unset one of them, make them equal, or set placement=split",
-        )  # fmt: skip
-    if config.rollout.type == "vllm" and rollout is not None and rollout % config.rollout.tensor_parallel:
-        yield Problem(
-            "rollout.tensor_parallel", config.rollout.tensor_parallel,
-            f"does not divide rollout.num_devices={rollout}", f"choose one of {_divisors(rollout)}",
         )  # fmt: skip
 
 

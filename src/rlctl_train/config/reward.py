@@ -44,16 +44,14 @@ class CustomReward(Config):
 
     type: Literal["custom"] = "custom"
     path: str
-    """`FILE.py:FUNCTION`. Called as `function(response, ground_truth, **extra)`; returns a number or a dict with `score`."""
+    """`FILE.py:FUNCTION`, called as `function(response, ground_truth, **extra)`; returns a number or a dict."""
     weight: float = 1.0
     """Factor on this reward's score."""
-    kwargs: dict[str, Any] = {}
+    kwargs: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments handed to every call."""
 
 
-LeafReward = Annotated[
-    ArithmeticReward | Gsm8kReward | MathReward | CustomReward, Field(discriminator="type")
-]
+LeafReward = Annotated[ArithmeticReward | Gsm8kReward | MathReward | CustomReward, Field(discriminator="type")]
 
 
 class SumReward(Config):

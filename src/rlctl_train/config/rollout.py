@@ -38,8 +38,6 @@ class VllmRollout(_Rollout):
     """Generate with vLLM."""
 
     type: Literal["vllm"] = "vllm"
-    tensor_parallel: PositiveInt = 1
-    """Devices one vLLM engine spans."""
     gpu_memory_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of total device memory vLLM may take; unset lets the planner choose."""
     kv_cache_gib: NonNegativeFloat = 1.0
@@ -48,7 +46,7 @@ class VllmRollout(_Rollout):
     """Skip compilation and CUDA graphs."""
     max_concurrent: PositiveInt | None = None
     """Sequences decoded at one time per engine; unset takes vLLM's default."""
-    engine_args: dict[str, Any] = {}
+    engine_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of vLLM's `EngineArgs`, passed as they are."""
 
 

@@ -68,7 +68,9 @@ class HealthConfig(Config):
     """Checks that stop or warn before a run goes silently wrong."""
 
     logprob_gap: PositiveFloat | None = None
-    """Largest difference between sampled and recomputed log-probabilities at the first step, in nats; unset: 1e-4 in float32, 0.2 in bfloat16."""
+    """Largest gap between sampled and recomputed log-probabilities at the first step, in nats.
+
+    Unset takes 1e-4 in float32 and 0.2 in bfloat16."""
     on_failure: Literal["stop", "warn"] = "stop"
     """What happens when a check fails."""
 

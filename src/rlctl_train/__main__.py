@@ -1,0 +1,92 @@
+"""`python -m rlctl_train RUN_DIR`: the one door into the workshop.
+
+Starts a run, or continues it where it was saved.
+
+Exit codes: 0 done, 1 failed, 3 a health gate failed, 4 preflight failed, 5 no cluster,
+130 stopped by a signal after saving.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from rlctl_train.config import RunConfig
+from rlctl_train.config.errors import FAILED, INTERRUPTED, OK, USAGE
+from rlctl_train.config.layout import RunFiles
+from rlctl_train.status import Status
+
+
+def main() -> int:
+    """Run the folder named on the command line; return the exit code."""
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
+        print("usage: python -m rlctl_train RUN_DIR", file=sys.stderr)
+        return USAGE
+    files = RunFiles(Path(sys.argv[1]).resolve())
+    config = RunConfig.model_validate(json.loads(files.config.read_text()))
+    _set_environment(config)
+    status = Status(files, config.trainer.num_steps)
+    # Imported only now: Ray reads its authentication settings when it is imported.
+    from rlctl_train.driver import drive, explain
+    from rlctl_train.training import StopFlag, Stopped
+
+    stop = StopFlag()
+    _listen(stop)
+    try:
+        drive(files, config, status, stop)
+    except Stopped:
+        status.end("stopped", INTERRUPTED)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        status.end(
+            "stopped",
+            INTERRUPTED,
+            {"what": "stopped before it could save", "remedy": "resume continues from the last checkpoint"},
+        )
+        return INTERRUPTED
+    except Exception as error:  # the process boundary: whatever went wrong ends in the status file
+        traceback.print_exc()
+        problem = explain(error)
+        status.end("failed", problem.exit_code, {"what": problem.what, "remedy": problem.remedy})
+        print(f"error: {problem.what}\n  -> {problem.remedy}", file=sys.stderr)
+        return problem.exit_code
+    status.end("done", OK)
+    return OK
+
+
+def _set_environment(config: RunConfig) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    if config.ray.address is None:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _listen(stop: object) -> None:
+    """First SIGTERM or Ctrl-C: finish the step, save and leave. Second: leave at once."""
+
+    def handle(number: int, _frame: object) -> None:
+        if stop.requested:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+        stop.requested = True  # type: ignore[attr-defined]
+        print(
+            f"{signal.Signals(number).name}: saving after this step; once more leaves at once",
+            file=sys.stderr,
+        )
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code) if code == FAILED else sys.exit(code)

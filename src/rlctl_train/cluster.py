@@ -1,0 +1,76 @@
+"""Ray for one run: a private cluster with a token of its own, or an existing one that has what is needed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from rlctl_train.config.errors import LAUNCH, UserError
+from rlctl_train.config.trainer import RayConfig
+
+Resources = dict[str, float]
+
+
+def connect(config: RayConfig, *, needed: Resources, object_store_gib: float) -> str:
+    """Start a private cluster, or join `ray.address`; return the address. Refuses a cluster that is too small."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "rlctl"}
+    if config.address is None:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        context = ray.init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=max(1, round(needed.get("CPU", 1) + 0.5)),
+            num_gpus=round(needed.get("GPU", 0)),
+            object_store_memory=int(object_store_gib * 2**30),
+            **quiet,
+        )
+    else:
+        context = _join(config.address, quiet)
+    _require(needed)
+    return context.address_info["gcs_address"]
+
+
+def _join(address: str, quiet: dict[str, Any]) -> Any:
+    try:
+        return ray.init(address=address, **quiet)
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"cannot connect to the Ray cluster at ray.address={address!r}: {_first_line(error)}",
+            "check that it runs (`ray status`) and its token (RAY_AUTH_MODE, RAY_AUTH_TOKEN), or unset ray.address",
+            exit_code=LAUNCH,
+        ) from error
+
+
+def _require(needed: Resources) -> None:
+    have = ray.cluster_resources()
+    short = {name: amount for name, amount in needed.items() if have.get(name, 0) < amount}
+    if short:
+        asked = ", ".join(f"{amount:g} {name}" for name, amount in short.items())
+        found = ", ".join(f"{have.get(name, 0):g} {name}" for name in short)
+        raise UserError(
+            f"the Ray cluster has {found}, but the run asks for {asked}",
+            "lower trainer.num_devices or rollout.num_devices, or add nodes to the cluster",
+            exit_code=LAUNCH,
+        )
+
+
+def collect(refs: Iterable[ray.ObjectRef]) -> list[Any]:
+    """Return the values in order, raising as soon as any one fails (a dead peer leaves the others waiting)."""
+    refs = list(refs)
+    pending = list(refs)
+    while pending:
+        ready, pending = ray.wait(pending, num_returns=1)
+        ray.get(ready)
+    return ray.get(refs)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,374 @@
+"""The controller: makes the workers and implements the verbs of a flow.
+
+It handles references, lengths and metrics only; tensors travel between the workers.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from rlctl_train.cluster import collect
+from rlctl_train.config.algo import PpoConfig, SftConfig
+from rlctl_train.config.errors import FAILED, UserError
+from rlctl_train.data.balance import balance
+from rlctl_train.data.loader import PromptRow, supervised_rows
+from rlctl_train.health import check_logprob_gap
+from rlctl_train.placement import SCORE_CPUS, Layout, actor_options, reserve
+from rlctl_train.prepare import Materials
+from rlctl_train.rollout.base import Sampling
+from rlctl_train.scoring import ScoreWorker
+from rlctl_train.status import Status
+from rlctl_train.workers import EngineWorker, RolloutWorker, WorkerSpec
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One object in the store: a Batch that holds some columns of some rows."""
+
+    rows: tuple[int, ...]
+    ref: ray.ObjectRef
+
+
+@dataclass(frozen=True)
+class BatchRef:
+    """A batch as the controller sees it: where its columns lie, how long its rows are, and their plain records."""
+
+    parts: tuple[Part, ...]
+    lengths: np.ndarray
+    """[S, 2] prompt and response lengths, in tokens."""
+    records: tuple[dict[str, Any], ...]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def plus(self, *parts: Part) -> BatchRef:
+        """Return the batch with further columns."""
+        return replace(self, parts=self.parts + parts)
+
+    def arguments(self) -> tuple[Any, ...]:
+        """Return the layout and the references, as workers take them."""
+        return [part.rows for part in self.parts], *(part.ref for part in self.parts)
+
+
+class Controller:
+    """Owns the actors of one run."""
+
+    def __init__(self, spec: WorkerSpec, materials: Materials, layout: Layout, status: Status) -> None:
+        self._spec, self._config, self._materials, self._status = spec, spec.config, materials, status
+        self._layout = layout
+        self.step = 0
+        self.version = -1
+        self.first_step = True
+        """Whether the next step is the first of this process: its log-probabilities are always compared."""
+        self._metrics: Metrics = {}
+        self._engines: dict[str, list[Any]] = {}
+        self._rollouts: list[Any] = []
+        self._scorer: Any = None
+        self.names: dict[str, str] = {}
+        """Actor id -> what a person calls it, for messages about dead workers."""
+
+    # Making workers
+
+    def start(self) -> None:
+        """Make every actor, form the trainer's process groups, and load the models."""
+        group = reserve(self._layout, timeout_s=self._config.ray.start_timeout_s)
+        spec = ray.put(self._spec)
+        for role, slots in self._layout.slots.items():
+            kind: Any = RolloutWorker if role == "rollout" else EngineWorker
+            for rank, slot in enumerate(slots):
+                arguments = (spec,) if role == "rollout" else (spec, role, rank, len(slots))
+                actor = ray.remote(kind).options(**actor_options(self._layout, group, slot)).remote(*arguments)
+                self._keep(role, rank, actor)
+        if self._config.reward is not None:
+            self._scorer = (
+                ray.remote(ScoreWorker)
+                .options(num_cpus=SCORE_CPUS)
+                .remote(self._config, self._materials.tokenizer_path, trust_remote_code=self._spec.trust_remote_code)
+            )
+            self.names[self._scorer._actor_id.hex()] = "score worker"
+        for actors in self._engines.values():
+            address = ray.get(actors[0].open_store.remote()) if len(actors) > 1 else None
+            collect([actor.start.remote(address) for actor in actors])
+        collect([actor.pid.remote() for actor in self._everyone()])
+
+    def pids(self) -> dict[str, int]:
+        """Return the process id of every worker, by name."""
+        everyone = self._everyone()
+        pids = collect([actor.pid.remote() for actor in everyone])
+        return {self.names[actor._actor_id.hex()]: pid for actor, pid in zip(everyone, pids, strict=True)}
+
+    def _keep(self, role: str, rank: int, actor: Any) -> None:
+        (self._rollouts if role == "rollout" else self._engines.setdefault(role, [])).append(actor)
+        self.names[actor._actor_id.hex()] = f"{role} worker {rank}"
+
+    def _everyone(self) -> list[Any]:
+        scorer = [] if self._scorer is None else [self._scorer]
+        return [actor for actors in self._engines.values() for actor in actors] + self._rollouts + scorer
+
+    # Verbs
+
+    def generate(self, prompts: Sequence[PromptRow]) -> BatchRef:
+        """Sample the algorithm's group of responses for each prompt."""
+        algo, rollout = self._config.algo, self._config.rollout
+        assert not isinstance(algo, SftConfig)
+        sampling = Sampling(
+            max_tokens=rollout.max_response_tokens,
+            temperature=rollout.temperature,
+            top_p=rollout.top_p,
+            top_k=rollout.top_k,
+            ignore_eos=rollout.ignore_eos,
+            seed=self._config.seed * 1_000_003 + self.step,
+        )
+        batch = self._sample(prompts, algo.group_size, sampling)
+        lengths = batch.lengths
+        self._metrics |= {
+            "perf/total_num_tokens": float(lengths.sum()),
+            "perf/response_tokens": float(lengths[:, 1].sum()),
+        }
+        return batch
+
+    def sample_greedy(self, prompts: Sequence[PromptRow], temperature: float) -> BatchRef:
+        """Sample one response per prompt with the validation temperature (0 is greedy)."""
+        sampling = Sampling(
+            self._config.rollout.max_response_tokens, temperature=temperature, seed=-1 - self._config.seed
+        )
+        return self._sample(prompts, 1, sampling)
+
+    def _sample(self, prompts: Sequence[PromptRow], group_size: int, sampling: Sampling) -> BatchRef:
+        with self._phase("generate", "gen"):
+            rows = [row for row in prompts for _ in range(group_size)]
+            shares = _contiguous_shares(len(prompts), len(self._rollouts), group_size)
+            self._each_rollout("wake")
+            parts, lengths = [], []
+            for actor, share in zip(self._rollouts, shares, strict=True):
+                if not share:
+                    continue
+                ref, sizes = actor.generate.options(num_returns=2).remote(
+                    [rows[i].prompt_ids for i in share],
+                    [i // group_size for i in share],
+                    list(share),
+                    sampling,
+                )
+                parts.append(Part(tuple(share), ref))
+                lengths.append(sizes)
+            batch = BatchRef(tuple(parts), np.concatenate(collect(lengths)), tuple(row.record for row in rows))
+            self._each_rollout("sleep")
+        return batch
+
+    def score(self, batch: BatchRef) -> BatchRef:
+        """Add `score` and `rewards`."""
+        with self._phase("score", "reward"):
+            rows = list(range(len(batch)))
+            ref, metrics = self._scorer.score.options(num_returns=2).remote(
+                rows, list(batch.records), *batch.arguments()
+            )
+            self._metrics |= ray.get(metrics)
+        return batch.plus(Part(tuple(rows), ref))
+
+    def logprobs(self, batch: BatchRef) -> BatchRef:
+        """Add `old_logp` where it is not simply the update's own, and `ref_logp` where there is a reference."""
+        algo = self._config.algo
+        assert not isinstance(algo, SftConfig)
+        trainer = self._config.trainer
+        off_policy = trainer.mini_batches_per_step * trainer.epochs_per_step > 1
+        if off_policy or self.first_step or algo.kl_in_reward is not None:
+            with self._phase("logprobs", "old_log_prob"):
+                batch = self._on_ranks("actor", "logprobs", batch)
+        if "reference" in self._engines:
+            with self._phase("logprobs", "ref"):
+                batch = self._on_ranks("reference", "logprobs", batch)
+        return batch
+
+    def values(self, batch: BatchRef) -> BatchRef:
+        """Add `values` when there is a critic."""
+        if "critic" not in self._engines:
+            return batch
+        with self._phase("values", "values"):
+            return self._on_ranks("critic", "values", batch)
+
+    def advantages(self, batch: BatchRef) -> BatchRef:
+        """Add `advantages` and `returns`, and check the health of the batch."""
+        with self._phase("advantages", "adv"):
+            rows = list(range(len(batch)))
+            ref, metrics = self._scorer.advantages.options(num_returns=2).remote(rows, *batch.arguments())
+            self._metrics |= ray.get(metrics)
+        if self.first_step:
+            check_logprob_gap(self._config, self._spec.plan, self._metrics)
+            self.first_step = False
+        return BatchRef((*batch.parts, Part(tuple(rows), ref)), batch.lengths, batch.records)
+
+    def update_critic(self, batch: BatchRef) -> None:
+        """Take the critic's optimizer steps, when there is a critic."""
+        if "critic" in self._engines:
+            with self._phase("update", "update_critic"):
+                self._metrics |= self._update("critic", "value", batch, prefix="critic")
+
+    def update_actor(self, batch: BatchRef) -> None:
+        """Take the policy's optimizer steps, unless the critic is still warming up."""
+        algo = self._config.algo
+        if isinstance(algo, PpoConfig) and self.step <= algo.critic_warmup_steps:
+            return
+        with self._phase("update", "update_actor"):
+            self._metrics |= self._update("actor", "policy", batch, prefix="actor")
+
+    def read(self, rows: Sequence[PromptRow]) -> BatchRef:
+        """Tokenise rows with their given responses."""
+        longest = self._config.data.max_prompt_tokens + self._config.rollout.max_response_tokens
+        batch = supervised_rows(rows, self._materials.tokenizer, longest)
+        lengths = np.stack([batch["prompt_len"].numpy(), batch["response_len"].numpy()], 1)
+        self._metrics["perf/total_num_tokens"] = float(lengths.sum())
+        part = Part(tuple(range(len(batch))), ray.put(batch))
+        return BatchRef((part,), lengths, tuple(row.record for row in rows))
+
+    def update_supervised(self, batch: BatchRef) -> None:
+        """Take the optimizer steps of a supervised batch."""
+        with self._phase("update", "update_actor"):
+            self._metrics |= self._update("actor", "supervised", batch, prefix="actor")
+
+    def loss(self, batch: BatchRef) -> float:
+        """Return the mean negative log-likelihood of the completion tokens, in nats per token."""
+        actors = self._engines["actor"]
+        shares = self._shares(batch, list(range(len(batch))), len(actors))
+        sums = collect([a.loss_sum.remote(share, *batch.arguments()) for a, share in zip(actors, shares, strict=True)])
+        return sum(loss for loss, _ in sums) / max(1.0, sum(tokens for _, tokens in sums))
+
+    def sync(self) -> None:
+        """Hand the policy's weights to the rollout engines and compare checksums."""
+        if not self._rollouts:
+            return
+        with self._phase("sync", "update_weights"):
+            self._each_rollout("wake")
+            collect([actor.start_update.remote() for actor in self._rollouts])
+            sender, *others = self._engines["actor"]
+            drained = [actor.drain_weights.remote() for actor in others]
+            stream = sender.stream_weights.options(
+                num_returns="streaming", _generator_backpressure_num_objects=4
+            ).remote()
+            *buckets, last = self._relay(stream)
+            collect([*drained, *buckets])
+            version = self.version + 1
+            received = collect([actor.finish_update.remote(version) for actor in self._rollouts])
+            expected = ray.get(last)
+            if any(checksum != expected for checksum in received):
+                raise UserError(
+                    f"weights of version {version} did not arrive whole: sent {expected}, received {received}",
+                    "a fault of the transport or the rollout engine, not of the config; resume from the last checkpoint",
+                    exit_code=FAILED,
+                )
+            self.version = version
+
+    def _relay(self, stream: Iterator[ray.ObjectRef]) -> Iterator[Any]:
+        """Forward each bucket to every rollout engine while the next is gathered; yield receipts, last the checksum."""
+        held: ray.ObjectRef | None = None
+        for ref in stream:
+            if held is not None:
+                yield from [actor.update_weights.remote(held) for actor in self._rollouts]
+            held = ref
+        yield held
+
+    # Between steps
+
+    def take_metrics(self) -> Metrics:
+        """Return the metrics gathered since the last call."""
+        metrics, self._metrics = self._metrics, {}
+        return metrics
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write the state of every trained role; return what else must survive."""
+        with self._phase("checkpoint", "save_checkpoint"):
+            trained = [role for role in ("actor", "critic") if role in self._engines]
+            collect([actor.save.remote(folder) for role in trained for actor in self._engines[role]])
+            scorer = {} if self._scorer is None else ray.get(self._scorer.state.remote())
+        return {"version": self.version, "scorer": scorer}
+
+    def load(self, folder: Path, state: dict[str, Any]) -> None:
+        """Take back what `save` wrote."""
+        trained = [role for role in ("actor", "critic") if role in self._engines]
+        collect([actor.load.remote(folder) for role in trained for actor in self._engines[role]])
+        if self._scorer is not None:
+            ray.get(self._scorer.load_state.remote(state["scorer"]))
+        self.version = state["version"] - 1
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face folder."""
+        with self._phase("export", "export"):
+            collect([actor.export.remote(folder) for actor in self._engines["actor"]])
+
+    def stop(self) -> None:
+        """End every worker."""
+        for actor in self._everyone():
+            ray.kill(actor)
+
+    # Helpers
+
+    def _update(self, role: str, kind: str, batch: BatchRef, *, prefix: str) -> Metrics:
+        actors = self._engines[role]
+        plan = [self._shares(batch, rows, len(actors)) for rows in self._mini_batches(batch)]
+        results = collect(
+            [
+                actor.update.remote(kind, [shares[rank] for shares in plan], *batch.arguments())
+                for rank, actor in enumerate(actors)
+            ]
+        )[0]
+        names = {name for step in results for name in step}
+        means = {name: sum(step[name] for step in results) / len(results) for name in names}
+        return {name if "/" in name else f"{prefix}/{name}": value for name, value in means.items()}
+
+    def _mini_batches(self, batch: BatchRef) -> list[list[int]]:
+        """Cut the batch into mini-batches of whole groups, shuffled by seed, step and epoch when there are several."""
+        trainer, algo = self._config.trainer, self._config.algo
+        group = 1 if isinstance(algo, SftConfig) else algo.group_size
+        groups = list(range(len(batch) // group))
+        parts = trainer.mini_batches_per_step
+        cut = []
+        for epoch in range(trainer.epochs_per_step):
+            if parts > 1:
+                random.Random(f"{self._config.seed}/{self.step}/{epoch}").shuffle(groups)
+            size = len(groups) // parts
+            for part in range(parts):
+                chosen = groups[part * size : (part + 1) * size]
+                cut.append([g * group + i for g in chosen for i in range(group)])
+        return cut
+
+    def _shares(self, batch: BatchRef, rows: list[int], num_ranks: int) -> list[list[int]]:
+        lengths = batch.lengths[rows].sum(1)
+        return [[rows[i] for i in share] for share in balance(lengths.tolist(), num_ranks, equal_size=False)]
+
+    def _on_ranks(self, role: str, verb: str, batch: BatchRef) -> BatchRef:
+        actors = self._engines[role]
+        shares = self._shares(batch, list(range(len(batch))), len(actors))
+        refs = [
+            getattr(actor, verb).remote(share, *batch.arguments()) for actor, share in zip(actors, shares, strict=True)
+        ]
+        ray.wait(refs, num_returns=len(refs), fetch_local=False)
+        return batch.plus(*(Part(tuple(share), ref) for share, ref in zip(shares, refs, strict=True)))
+
+    def _each_rollout(self, verb: str) -> None:
+        if self._spec.device != "cpu" and self._config.placement == "colocated":
+            collect([getattr(actor, verb).remote() for actor in self._rollouts])
+
+    @contextmanager
+    def _phase(self, phase: str, timing: str) -> Iterator[None]:
+        self._status.update(phase=phase)
+        start = time.perf_counter()
+        yield
+        name = f"timing_s/{timing}"
+        self._metrics[name] = self._metrics.get(name, 0.0) + time.perf_counter() - start
+
+
+def _contiguous_shares(num_prompts: int, num_workers: int, group_size: int) -> list[range]:
+    """Split rows into contiguous runs of whole groups, one per worker, as even as they come."""
+    edges = [num_prompts * worker // num_workers * group_size for worker in range(num_workers + 1)]
+    return [range(a, b) for a, b in pairwise(edges)]

@@ -1,0 +1,115 @@
+"""One run from its folder to its summary: prepare, connect, warm start, train, export, measure, report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import replace
+
+import ray
+from ray.exceptions import ActorDiedError, RayTaskError
+from rlctl_hw.types import Plan
+
+from rlctl_train.checkpoint.store import CheckpointStore
+from rlctl_train.cluster import connect
+from rlctl_train.config import RunConfig
+from rlctl_train.config.errors import FAILED, UserError
+from rlctl_train.config.layout import RunFiles, write_json
+from rlctl_train.evaluate import evaluate_folder
+from rlctl_train.placement import lay_out
+from rlctl_train.prepare import prepare
+from rlctl_train.status import Status
+from rlctl_train.telemetry.metrics import MetricsWriter
+from rlctl_train.telemetry.report import write_report
+from rlctl_train.training import STATE, Context, Stage, StopFlag, Totals, warm_start_config
+
+
+def drive(files: RunFiles, config: RunConfig, status: Status, stop: StopFlag) -> None:
+    """Run everything that is left to do in a run folder."""
+    start = time.time()
+    files.logs.mkdir(exist_ok=True)
+    plan = Plan.from_json(json.loads(files.plan.read_text()))
+    materials = prepare(files, config)
+    telemetry = config.telemetry
+    writer = MetricsWriter(
+        files, telemetry.trackers, telemetry.project, files.root.name, resume_step=_keep_metrics_until(files)
+    )
+    try:
+        needed = lay_out(plan, config).needed
+        status.update(address=connect(config.ray, needed=needed, object_store_gib=plan.object_store_gib))
+        context = _warm_start(Context(files, config, plan, materials, status, stop, writer))
+        stage = Stage(context)
+        totals = stage.train()
+        if config.checkpoint.export_hf:
+            stage.export(files.hf)
+        _finish(context, totals, time.time() - start)
+    finally:
+        writer.close()
+        write_report(files)
+        ray.shutdown()
+
+
+def _warm_start(context: Context) -> Context:
+    """Train the warm-start stage unless it is done; return the context of the main stage, with its model."""
+    warm = context.config.warm_start
+    if warm is None:
+        return context
+    folder = RunFiles(context.files.root / "warm_start")
+    if not folder.hf.exists():
+        folder.logs.mkdir(parents=True, exist_ok=True)
+        config = warm_start_config(context.config, warm)
+        inner = replace(context, files=folder, config=config, materials=replace(context.materials, val_path=None))
+        stage = Stage(inner, phase="warm_start", first_metric_step=-warm.num_steps)
+        stage.train()
+        stage.export(folder.hf)
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    return replace(context, materials=replace(context.materials, model_path=str(folder.hf)))
+
+
+def _finish(context: Context, totals: Totals, seconds: float) -> None:
+    """Measure the exported folder on the held-out prompts and write the summary."""
+    files, config, val_path = context.files, context.config, context.materials.val_path
+    accuracy = None
+    if config.reward is not None and val_path is not None and files.hf.exists():
+        context.status.update(phase="evaluate")
+        accuracy = evaluate_folder(files.hf, val_path, config)
+    write_json(
+        files.summary,
+        {
+            "schema_version": 1,
+            "val_accuracy_start": totals.val_accuracy_start,
+            "val_accuracy_end": accuracy,
+            "steps": config.trainer.num_steps,
+            "wall_s": round(seconds, 2),
+            "tokens_per_s": round(totals.tokens / totals.seconds, 1) if totals.seconds else None,
+        },
+    )
+
+
+def explain(error: Exception) -> UserError:
+    """Turn whatever ended the run into what a person can act on."""
+    cause = getattr(error, "cause", None) if isinstance(error, RayTaskError) else None
+    if isinstance(cause, UserError):
+        return cause
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, ActorDiedError):
+        return UserError(
+            f"a worker process died: {str(error).strip().splitlines()[0]}",
+            "look into logs/ of the run folder, then continue from the last checkpoint with `rlctl runs resume`",
+            exit_code=FAILED,
+        )
+    return UserError(
+        f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}",
+        "the traceback is in logs/driver.log of the run folder; `rlctl runs resume` continues from the last checkpoint",
+        exit_code=FAILED,
+    )
+
+
+def _keep_metrics_until(files: RunFiles) -> int | None:
+    """Return the last step whose metrics a resume keeps; None when nothing was done before."""
+    latest = CheckpointStore(files.checkpoints, 1).latest()
+    if latest is not None:
+        return json.loads((latest / STATE).read_text())["step"]
+    return -1 if RunFiles(files.root / "warm_start").hf.exists() else None

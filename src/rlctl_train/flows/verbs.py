@@ -1,0 +1,59 @@
+"""The verbs a flow is written in. The controller implements them; a test may implement them without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from rlctl_train.data.loader import PromptRow
+
+BatchRef = Any
+"""A handle: references to columns that lie with the workers, plus lengths. Only the run can open it."""
+
+
+class SupervisedRun(Protocol):
+    """What a supervised flow may ask for."""
+
+    def read(self, rows: Sequence[PromptRow]) -> BatchRef:
+        """Tokenise rows with their given responses."""
+        ...
+
+    def update_supervised(self, batch: BatchRef) -> None:
+        """Take the optimizer steps of a supervised batch."""
+        ...
+
+
+class RolloutRun(Protocol):
+    """What a reinforcement-learning flow may ask for."""
+
+    def generate(self, prompts: Sequence[PromptRow]) -> BatchRef:
+        """Sample the algorithm's group of responses for each prompt."""
+        ...
+
+    def score(self, batch: BatchRef) -> BatchRef:
+        """Add `score` and `rewards`."""
+        ...
+
+    def logprobs(self, batch: BatchRef) -> BatchRef:
+        """Add `old_logp` and `ref_logp` where the algorithm needs them."""
+        ...
+
+    def values(self, batch: BatchRef) -> BatchRef:
+        """Add `values` when there is a critic."""
+        ...
+
+    def advantages(self, batch: BatchRef) -> BatchRef:
+        """Add `advantages` and `returns`, and check the health of the batch."""
+        ...
+
+    def update_critic(self, batch: BatchRef) -> None:
+        """Take the critic's optimizer steps, when there is a critic."""
+        ...
+
+    def update_actor(self, batch: BatchRef) -> None:
+        """Take the policy's optimizer steps."""
+        ...
+
+    def sync(self) -> None:
+        """Hand the policy's weights to the rollout engines."""
+        ...

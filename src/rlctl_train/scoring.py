@@ -1,0 +1,116 @@
+"""ScoreWorker: the CPU actor that turns responses into rewards, and rewards into advantages, batch by batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from rlctl_train.algos.kl_control import KlController
+from rlctl_train.batch import Batch, gather
+from rlctl_train.config import RunConfig
+from rlctl_train.config.algo import SftConfig
+from rlctl_train.registry import ALGOS, load
+from rlctl_train.rewards.pool import Grade, GradedSample, GraderPool
+from rlctl_train.telemetry.batch_metrics import batch_metrics
+from rlctl_train.workers import Layout
+
+
+class ScoreWorker:
+    """Decodes and grades responses, applies the KL penalty, and computes advantages."""
+
+    def __init__(self, config: RunConfig, tokenizer_path: str, *, trust_remote_code: bool) -> None:
+        torch.set_num_threads(1)
+        self._config = config
+        self._tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=trust_remote_code)
+        self._pool = GraderPool(config.reward, config.grader) if config.reward is not None else None
+        algo = config.algo
+        self._algo = None if isinstance(algo, SftConfig) else load(ALGOS, algo.type)(algo)
+        penalty = None if isinstance(algo, SftConfig) else algo.kl_in_reward
+        self._kl = None if penalty is None else KlController(penalty)
+
+    def pid(self) -> int:
+        """Return the process id of this worker."""
+        return os.getpid()
+
+    def score(
+        self, rows: list[int], records: list[dict[str, Any]], layout: Layout, *parts: Batch
+    ) -> tuple[Batch, dict[str, float]]:
+        """Grade every row; return columns `score` [S] and `rewards` [S, T] (on the last token), and metrics."""
+        assert self._pool is not None
+        batch = gather(list(zip(layout, parts, strict=True)), rows)
+        samples = [
+            GradedSample(
+                response=self._text(batch, i),
+                ground_truth=record["ground_truth"],
+                data_source=record["data_source"],
+                extra=record["extra_info"],
+            )
+            for i, record in enumerate(records)
+        ]
+        grades = self._pool.score(samples)
+        score = torch.tensor([grade.score for grade in grades])
+        rewards = torch.zeros(batch["response_mask"].shape)
+        rewards[torch.arange(len(grades)), batch["response_len"] - 1] = score
+        graded = [
+            {**record, "response_text": sample.response, "score": grade.score, "reason": grade.reason}
+            for record, sample, grade in zip(records, samples, grades, strict=True)
+        ]
+        return Batch({"score": score, "rewards": rewards}, tuple(graded)), _grade_metrics(grades)
+
+    def advantages(self, rows: list[int], layout: Layout, *parts: Batch) -> tuple[Batch, dict[str, float]]:
+        """Return columns `rewards`, `advantages` (and `returns`), and the metrics of the whole batch."""
+        assert self._algo is not None
+        batch = gather(list(zip(layout, parts, strict=True)), rows)
+        metrics: dict[str, float] = {}
+        if self._kl is not None:
+            rewards, kl = self._kl.apply(batch)
+            metrics |= {"actor/reward_kl_penalty": kl, "actor/reward_kl_penalty_coeff": self._kl.coef}
+            self._kl.update(kl, len(batch))
+            batch = batch.with_columns(rewards=rewards)
+        result = self._algo.advantages(batch)
+        columns: dict[str, Tensor] = {"advantages": result.advantages}
+        if result.returns is not None:
+            columns["returns"] = result.returns
+        batch = batch.with_columns(**columns)
+        metrics |= batch_metrics(batch) | _logprob_gap(batch)
+        return Batch(columns), metrics
+
+    def state(self) -> dict[str, Any]:
+        """Return what must survive a resume."""
+        return {} if self._kl is None else self._kl.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+        if self._kl is not None:
+            self._kl.load_state(state)
+
+    def _text(self, batch: Batch, row: int) -> str:
+        ids = batch["response_ids"][row, : int(batch["response_len"][row])].tolist()
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _grade_metrics(grades: Sequence[Grade]) -> dict[str, float]:
+    metrics = {"reward/errors": float(sum(grade.error is not None for grade in grades))}
+    for name in grades[0].parts:
+        metrics[f"reward/{name}"] = sum(grade.parts.get(name, 0.0) for grade in grades) / len(grades)
+    return metrics
+
+
+def _logprob_gap(batch: Batch) -> dict[str, float]:
+    """Compare sampled and recomputed log-probabilities: largest and mean difference, in nats, and of probabilities."""
+    if "old_logp" not in batch:
+        return {}
+    mask = batch["response_mask"].bool()
+    ours, theirs = batch["old_logp"][mask], batch["rollout_logp"][mask]
+    gap = (ours - theirs).abs()
+    return {
+        "health/logprob_gap": gap.max().item(),
+        "health/logprob_gap_mean": gap.mean().item(),
+        "training/rollout_probs_diff_mean": (ours.exp() - theirs.exp()).abs().mean().item(),
+        "training/rollout_probs_diff_max": (ours.exp() - theirs.exp()).abs().max().item(),
+    }

@@ -1,0 +1,45 @@
+"""The run's status file: one writer (the driver), many readers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import Any, Literal
+
+from rlctl_train.config.layout import RunFiles, write_json
+
+State = Literal["starting", "running", "stopped", "done", "failed"]
+
+
+class Status:
+    """Rewrites `status.json` whenever the state, the phase or the step changes."""
+
+    def __init__(self, files: RunFiles, num_steps: int) -> None:
+        self._path = files.status
+        now = time.time()
+        self._fields: dict[str, Any] = {
+            "schema_version": 1, "state": "starting", "phase": "setup", "step": 0, "num_steps": num_steps,
+            "pid": os.getpid(), "host": socket.gethostname(), "started": now, "updated": now,
+            "error": None, "exit_code": None, "address": None,
+        }  # fmt: skip
+        self._write()
+
+    def update(self, **fields: Any) -> None:
+        """Change fields and write the file."""
+        assert fields.keys() <= self._fields.keys(), f"unknown status fields: {fields.keys() - self._fields.keys()}"
+        self._fields.update(fields)
+        self._write()
+
+    def end(self, state: State, exit_code: int, error: dict[str, str] | None = None) -> None:
+        """Write the final state."""
+        self.update(state=state, phase="ended", exit_code=exit_code, error=error)
+
+    @property
+    def step(self) -> int:
+        """The last step begun."""
+        return self._fields["step"]
+
+    def _write(self) -> None:
+        self._fields["updated"] = time.time()
+        write_json(self._path, self._fields)

@@ -1,0 +1,240 @@
+"""The course of a run: warm start, steps, validation, checkpoints, export. One stage is one loop over one flow."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from rlctl_hw.types import Plan
+
+from rlctl_train.checkpoint.store import CheckpointStore
+from rlctl_train.config import RunConfig
+from rlctl_train.config.algo import SftConfig
+from rlctl_train.config.layout import RunFiles, write_json
+from rlctl_train.config.trainer import TrainerConfig, ValidationConfig, WarmStartConfig
+from rlctl_train.controller import Controller
+from rlctl_train.data.loader import PromptLoader, PromptRow
+from rlctl_train.placement import lay_out
+from rlctl_train.prepare import Materials
+from rlctl_train.registry import FLOWS, load
+from rlctl_train.status import Status
+from rlctl_train.telemetry.metrics import MetricsWriter, Phase
+from rlctl_train.workers import WorkerSpec
+
+STATE = "state.json"
+
+
+class Stopped(Exception):
+    """The run was told to stop and has saved."""
+
+
+class StopFlag:
+    """Set by a signal, read between steps."""
+
+    requested = False
+
+
+@dataclass
+class Totals:
+    """What the summary adds up over all steps, also across resumes."""
+
+    tokens: float = 0.0
+    seconds: float = 0.0
+    val_accuracy_start: float | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage of a run works with."""
+
+    files: RunFiles
+    config: RunConfig
+    plan: Plan
+    materials: Materials
+    status: Status
+    stop: StopFlag
+    writer: MetricsWriter
+
+
+class Stage:
+    """One training loop: a flow over its workers, with validation and checkpoints in their rhythm."""
+
+    def __init__(self, context: Context, *, phase: Phase = "train", first_metric_step: int = 0) -> None:
+        self._files, self._config, self._materials = context.files, context.config, context.materials
+        self._status, self._stop, self._writer = context.status, context.stop, context.writer
+        self._phase: Phase = phase
+        self._offset = first_metric_step
+        config, plan = context.config, context.plan
+        spec = WorkerSpec(config, plan, self._materials.model_path, num_updates(config))
+        self._run = Controller(spec, self._materials, lay_out(plan, config), self._status)
+        self._num_devices = max(plan.trainer_devices, plan.rollout_devices)
+        self._flow = load(FLOWS, config.algo.type)
+        self._store = CheckpointStore(self._files.checkpoints, config.checkpoint.keep_last)
+        self._loader = PromptLoader(self._materials.train_path, self._materials.tokenizer, config.data, config.seed)
+        self._val_rows = self._read_val_rows()
+        self.totals = Totals()
+
+    def train(self) -> Totals:
+        """Run every remaining step; leave by `Stopped` after saving when told to stop."""
+        run, trainer = self._run, self._config.trainer
+        run.start()
+        write_json(self._files.logs / "workers.json", run.pids())
+        self._resume()
+        self._status.update(state="running", step=run.step)
+        run.sync()
+        if run.step == 0:
+            self.totals.val_accuracy_start = self._validate()
+        run.take_metrics()
+        while run.step < trainer.num_steps:
+            run.step += 1
+            self._status.update(step=run.step)
+            self._one_step()
+            last = run.step == trainer.num_steps
+            if last or _due(run.step, self._config.validation.every_steps):
+                self._validate()
+            if last or self._stop.requested or _due(run.step, self._config.checkpoint.every_steps):
+                self._save()
+            if self._stop.requested and not last:
+                raise Stopped
+        return self.totals
+
+    def export(self, folder: Path) -> None:
+        """Write the trained policy as a Hugging Face folder and end the workers."""
+        if not folder.exists():
+            self._run.export(folder)
+        self._run.stop()
+
+    def worker_name(self, actor_id: str) -> str:
+        """Return what a person calls the worker with this Ray actor id."""
+        return self._run.names.get(actor_id, f"worker {actor_id}")
+
+    def _one_step(self) -> None:
+        start = time.perf_counter()
+        rows = self._loader.next_batch(self._config.trainer.prompts_per_step)
+        self._flow(self._run, rows)
+        metrics = self._run.take_metrics()
+        seconds = time.perf_counter() - start
+        tokens = metrics["perf/total_num_tokens"]
+        self.totals.tokens += tokens
+        self.totals.seconds += seconds
+        metrics |= {
+            "timing_s/step": seconds,
+            "perf/time_per_step": seconds,
+            "perf/throughput": tokens / seconds / self._num_devices,
+        }
+        self._writer.log(self._run.step + self._offset, self._phase, metrics)
+
+    def _validate(self) -> float | None:
+        """Measure on held-out prompts, write metrics and samples, return the accuracy (None without such prompts)."""
+        if not self._val_rows:
+            return None
+        self._status.update(phase="validate")
+        start = time.perf_counter()
+        if self._config.reward is None:
+            metrics, accuracy = {"val/loss": self._run.loss(self._run.read(self._val_rows))}, None
+        else:
+            metrics, accuracy = self._validate_by_generating()
+        self._run.take_metrics()
+        self._writer.log(
+            self._run.step + self._offset,
+            "validation",
+            metrics | {"timing_s/testing": time.perf_counter() - start},
+        )
+        return accuracy
+
+    def _validate_by_generating(self) -> tuple[dict[str, float], float]:
+        batch = self._run.score(self._run.sample_greedy(self._val_rows, self._config.validation.temperature))
+        records = ray.get(batch.parts[-1].ref).records
+        correct: dict[str, list[float]] = {}
+        for record in records:
+            correct.setdefault(record["data_source"], []).append(record["accuracy"])
+        metrics = {f"val-core/{source}/acc/mean@1": sum(c) / len(c) for source, c in correct.items()}
+        everything = [c for group in correct.values() for c in group]
+        accuracy = sum(everything) / len(everything)
+        metrics["val/accuracy"] = accuracy
+        metrics["val/score"] = sum(record["score"] for record in records) / len(records)
+        self._keep_samples(records)
+        return metrics, accuracy
+
+    def _keep_samples(self, records: tuple[dict[str, Any], ...]) -> None:
+        self._files.samples.mkdir(exist_ok=True)
+        kept = records[: self._config.validation.num_samples_kept]
+        lines = [
+            json.dumps(
+                {
+                    "prompt": record["prompt"],
+                    "response": record["response_text"],
+                    "ground_truth": record["ground_truth"],
+                    "score": record["score"],
+                    "reason": record["reason"],
+                }
+            )
+            for record in kept
+        ]
+        (self._files.samples / f"step_{self._run.step:06d}.jsonl").write_text("".join(line + "\n" for line in lines))
+
+    def _save(self) -> None:
+        step = self._run.step
+        with self._store.writing(step) as folder:
+            state = self._run.save(folder)
+            state |= {"step": step, "loader": self._loader.state(), "totals": vars(self.totals)}
+            write_json(folder / STATE, state)
+        metrics = self._run.take_metrics()
+        self._writer.log(step + self._offset, "checkpoint", metrics)
+
+    def _resume(self) -> None:
+        """Continue from the newest complete checkpoint, if there is one."""
+        folder = self._store.latest()
+        if folder is None:
+            return
+        state = json.loads((folder / STATE).read_text())
+        self._run.load(folder, state)
+        self._run.step = state["step"]
+        self._loader.load_state(state["loader"])
+        self.totals = Totals(**state["totals"])
+
+    def _read_val_rows(self) -> list[PromptRow]:
+        path = self._materials.val_path
+        if path is None:
+            return []
+        loader = PromptLoader(
+            path,
+            self._materials.tokenizer,
+            self._config.data.model_copy(update={"shuffle": False}),
+            self._config.seed,
+        )
+        return loader.next_batch(min(self._config.validation.max_prompts, len(loader)))
+
+
+def num_updates(config: RunConfig) -> int:
+    """Return the optimizer steps of the whole loop, over which schedules run."""
+    trainer = config.trainer
+    return trainer.num_steps * trainer.mini_batches_per_step * trainer.epochs_per_step
+
+
+def warm_start_config(config: RunConfig, warm: WarmStartConfig) -> RunConfig:
+    """Return the run's config as its warm-start stage sees it: supervised, without rollout or validation."""
+    trainer = TrainerConfig(
+        num_steps=warm.num_steps,
+        prompts_per_step=warm.rows_per_step,
+        optim=warm.optim,
+        num_devices=config.trainer.num_devices,
+        threads_per_worker=config.trainer.threads_per_worker,
+    )
+    return config.model_copy(
+        update={
+            "algo": SftConfig(),
+            "reward": None,
+            "trainer": trainer,
+            "warm_start": None,
+            "validation": ValidationConfig(every_steps=0),
+        }
+    )
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

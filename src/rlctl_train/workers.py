@@ -1,0 +1,264 @@
+"""Ray actors: thin shells around one training engine, one rollout engine, or the graders.
+
+Plain classes here; the controller makes actors of them. Every argument that holds tensors arrives as an object
+reference, resolved by Ray; `layout` says which global rows each resolved batch holds.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from rlctl_hw.types import Plan
+
+from rlctl_train.batch import Batch, gather, length_mask, pad_rows
+from rlctl_train.config import RunConfig
+from rlctl_train.config.algo import PpoConfig, SftConfig
+from rlctl_train.config.optim import OptimConfig
+from rlctl_train.registry import ALGOS, ENGINES, ROLLOUTS, load
+from rlctl_train.rollout.base import Sampling
+
+Layout = Sequence[Sequence[int]]
+Objective = Literal["policy", "value", "supervised"]
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What every worker is told at birth."""
+
+    config: RunConfig
+    plan: Plan
+    model_path: str
+    num_updates: int
+    """Optimizer steps of the whole run, for schedules."""
+
+    @property
+    def device(self) -> str:
+        """The torch device type."""
+        return "cuda" if self.plan.device in ("cuda", "rocm") else "npu" if self.plan.device == "ascend" else "cpu"
+
+    @property
+    def trust_remote_code(self) -> bool:
+        """Whether code that ships with the model may run."""
+        return self.config.model.type == "pretrained" and self.config.model.trust_remote_code
+
+
+class EngineWorker:
+    """One rank of one model role (actor, critic or reference)."""
+
+    def __init__(self, spec: WorkerSpec, role: Literal["actor", "critic", "reference"], rank: int, world: int) -> None:
+        torch.set_num_threads(spec.plan.threads_per_worker)
+        self._spec, self._role, self._rank, self._world = spec, role, rank, world
+        self._store: dist.TCPStore | None = None
+
+    def open_store(self) -> tuple[str, int]:
+        """Open the rendezvous store (rank 0) on a free port and return its address."""
+        host = _own_address()
+        store = dist.TCPStore(host, 0, self._world, is_master=True, wait_for_workers=False)
+        self._store = store
+        return host, store.port
+
+    def start(self, store_address: tuple[str, int] | None) -> None:
+        """Join the other ranks and load the model."""
+        if self._world > 1:
+            assert store_address is not None
+            store = self._store or dist.TCPStore(*store_address, self._world, is_master=False)
+            backend = "gloo" if self._spec.device == "cpu" else "nccl"
+            dist.init_process_group(backend, store=store, rank=self._rank, world_size=self._world)
+        spec, config = self._spec, self._spec.config
+        self._engine = load(ENGINES, config.engine.type)(
+            model_path=spec.model_path,
+            role=self._role,
+            config=config.engine,
+            optim=self._optim(),
+            num_updates=spec.num_updates,
+            compute_dtype=spec.plan.compute_dtype,
+            device=spec.device,
+            max_tokens_per_micro_batch=spec.plan.max_tokens_per_micro_batch,
+            seed=config.seed,
+            trust_remote_code=spec.trust_remote_code,
+        )
+        self._engine.offload()
+
+    def pid(self) -> int:
+        """Return the process id of this worker."""
+        return os.getpid()
+
+    def logprobs(self, rows: list[int], layout: Layout, *parts: Batch) -> Batch:
+        """Return column `old_logp` (actor) or `ref_logp` (reference) for `rows`."""
+        batch = _assemble(rows, layout, parts)
+        self._engine.onload()
+        logp, _ = self._engine.logprobs(batch, self._temperature)
+        self._engine.offload()
+        return Batch({"ref_logp" if self._role == "reference" else "old_logp": logp})
+
+    def values(self, rows: list[int], layout: Layout, *parts: Batch) -> Batch:
+        """Return column `values` for `rows`."""
+        batch = _assemble(rows, layout, parts)
+        self._engine.onload()
+        values = self._engine.values(batch)
+        self._engine.offload()
+        return Batch({"values": values})
+
+    def update(
+        self, kind: Objective, mini_batches: list[list[int]], layout: Layout, *parts: Batch
+    ) -> list[dict[str, float]]:
+        """Take one optimizer step per mini-batch (this rank's rows of each); return each step's metrics."""
+        objective = self._objective(kind)
+        temperature = 1.0 if kind == "supervised" else self._temperature
+        self._engine.onload()
+        metrics = []
+        for rows in mini_batches:
+            step = self._engine.forward_backward(_assemble(rows, layout, parts), objective, temperature)
+            metrics.append(step | self._engine.optim_step())
+        self._engine.offload()
+        return metrics
+
+    def loss_sum(self, rows: list[int], layout: Layout, *parts: Batch) -> tuple[float, float]:
+        """Return the summed negative log-likelihood of completion tokens and their number, for `rows`."""
+        batch = _assemble(rows, layout, parts)
+        self._engine.onload()
+        logp, _ = self._engine.logprobs(batch, 1.0)
+        self._engine.offload()
+        mask = batch["response_mask"]
+        return float(-(logp * mask).sum()), float(mask.sum())
+
+    def stream_weights(self) -> Iterator[list[tuple[str, Any]] | str]:
+        """Yield the weights bucket by bucket (rank 0; other ranks yield nothing), then the checksum."""
+        from rlctl_train.sync.buckets import Checksum, buckets, pack
+
+        dtype = getattr(torch, self._spec.plan.rollout_dtype)
+        checksum = Checksum(dtype)
+        self._engine.onload()
+        for bucket in buckets(self._engine.weights(), int(self._spec.config.sync.bucket_mib * 2**20)):
+            if self._rank == 0:
+                checksum.add(bucket)
+                yield pack(bucket, dtype)
+        self._engine.offload()
+        if self._rank == 0:
+            yield checksum.hexdigest()
+
+    def drain_weights(self) -> None:
+        """Take part in `stream_weights` of rank 0 without sending anything."""
+        for _ in self.stream_weights():
+            pass
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's share of a sharded checkpoint."""
+        self._engine.save(folder / self._role)
+
+    def load(self, folder: Path) -> None:
+        """Read a sharded checkpoint."""
+        self._engine.load(folder / self._role)
+
+    def export(self, folder: Path) -> None:
+        """Write a Hugging Face folder (all ranks take part)."""
+        self._engine.onload()
+        self._engine.export(folder)
+        self._engine.offload()
+
+    @property
+    def _temperature(self) -> float:
+        return self._spec.config.rollout.temperature
+
+    def _optim(self) -> OptimConfig | None:
+        config = self._spec.config
+        if self._role == "critic":
+            assert isinstance(config.algo, PpoConfig)
+            return config.algo.critic_optim
+        return config.trainer.optim if self._role == "actor" else None
+
+    def _objective(self, kind: Objective) -> Any:
+        from rlctl_train.algos.objective import PolicyObjective, SupervisedObjective, ValueObjective
+
+        algo = self._spec.config.algo
+        if kind == "supervised":
+            return SupervisedObjective()
+        assert not isinstance(algo, SftConfig)
+        if kind == "value":
+            assert isinstance(algo, PpoConfig)
+            return ValueObjective(algo)
+        return PolicyObjective(load(ALGOS, algo.type)(algo), algo, self._spec.config.rollout.max_response_tokens)
+
+
+class RolloutWorker:
+    """One rollout engine."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        torch.set_num_threads(spec.plan.threads_per_worker)
+        config = spec.config
+        self._engine = load(ROLLOUTS, config.rollout.type)(
+            spec.model_path,
+            config.rollout,
+            dtype=spec.plan.rollout_dtype,
+            device=spec.device,
+            max_model_len=config.data.max_prompt_tokens + config.rollout.max_response_tokens,
+            max_concurrent=spec.plan.rollout_max_concurrent,
+            gpu_memory_share=spec.plan.rollout_gpu_memory_share,
+            trust_remote_code=spec.trust_remote_code,
+        )
+
+    def pid(self) -> int:
+        """Return the process id of this worker."""
+        return os.getpid()
+
+    def generate(
+        self, prompts: list[list[int]], groups: list[int], rows: list[int], sampling: Sampling
+    ) -> tuple[Batch, np.ndarray]:
+        """Sample one response per prompt; return the batch and [S, 2] prompt and response lengths."""
+        samples = self._engine.generate(prompts, sampling, rows)
+        response_len = torch.tensor([len(s.token_ids) for s in samples])
+        response_ids = pad_rows([s.token_ids for s in samples], dtype=torch.long)
+        batch = Batch(
+            {
+                "prompt_ids": pad_rows(prompts, dtype=torch.long),
+                "prompt_len": torch.tensor([len(p) for p in prompts]),
+                "response_ids": response_ids,
+                "response_len": response_len,
+                "response_mask": length_mask(response_len, response_ids.shape[1]),
+                "rollout_logp": pad_rows([s.logp for s in samples], dtype=torch.float32),
+                "group": torch.tensor(groups),
+                "policy_version": torch.full((len(samples),), self._engine.version),
+                "truncated": torch.tensor([int(s.finish_reason == "length") for s in samples]),
+            }
+        )
+        return batch, torch.stack([batch["prompt_len"], response_len], 1).numpy()
+
+    def start_update(self) -> None:
+        """Prepare to receive weights."""
+        self._engine.start_update()
+
+    def update_weights(self, bucket: list[tuple[str, Any]]) -> None:
+        """Take one bucket."""
+        from rlctl_train.sync.buckets import unpack
+
+        self._engine.update_weights(unpack(bucket))
+
+    def finish_update(self, version: int) -> str:
+        """Make the new weights current; return the receiver's checksum."""
+        return self._engine.finish_update(version)
+
+    def sleep(self) -> None:
+        """Free device memory."""
+        self._engine.sleep()
+
+    def wake(self) -> None:
+        """Take device memory back."""
+        self._engine.wake()
+
+
+def _assemble(rows: list[int], layout: Layout, parts: Sequence[Batch]) -> Batch:
+    return gather(list(zip(layout, parts, strict=True)), rows)
+
+
+def _own_address() -> str:
+    import ray
+
+    return ray.util.get_node_ip_address() if ray.is_initialized() else socket.gethostbyname("localhost")

@@ -1,0 +1,53 @@
+"""Relations between settings: each violated one is named with its key and a way out; valid configs have none."""
+
+from typing import Any
+
+import pytest
+
+from rlctl_train.config import RunConfig, relation_problems
+
+BASE: dict[str, Any] = {
+    "model": {"type": "random"},
+    "data": {"type": "arithmetic", "max_prompt_tokens": 32},
+    "reward": {"type": "arithmetic"},
+    "rollout": {"type": "hf", "max_response_tokens": 16},
+}
+
+
+def problems(**sections: dict[str, Any] | None) -> list[str]:
+    merged = {**BASE}
+    for name, section in sections.items():
+        merged[name] = {**(merged.get(name) or {}), **section} if isinstance(section, dict) else section
+    return [problem.key for problem in relation_problems(RunConfig.model_validate(merged))]
+
+
+def test_a_sound_config_has_no_problems() -> None:
+    assert problems() == []
+
+
+@pytest.mark.parametrize(
+    ("key", "sections"),
+    [
+        ("model.num_heads", {"model": {"num_heads": 3, "num_kv_heads": 3}}),
+        ("model.num_kv_heads", {"model": {"num_kv_heads": 3}}),
+        ("rollout.max_response_tokens", {"model": {"max_position": 40}}),
+        ("trainer.mini_batches_per_step", {"trainer": {"mini_batches_per_step": 3}}),
+        ("trainer.num_devices", {"trainer": {"num_devices": 8, "prompts_per_step": 1}, "algo": {"type": "ppo"}}),
+        ("trainer.prompts_per_step", {"data": {"num_train": 8}}),
+        ("engine.max_tokens_per_micro_batch", {"engine": {"max_tokens_per_micro_batch": 20}}),
+        ("reward", {"reward": None}),
+        ("reward.type", {"reward": {"type": "gsm8k"}}),
+        ("algo.aggregation_norm", {"algo": {"type": "grpo", "aggregation_norm": 5}}),
+        ("warm_start", {"warm_start": {}, "algo": {"type": "sft"}}),
+        ("rollout.num_devices", {"trainer": {"num_devices": 1}, "rollout": {"num_devices": 2}}),
+        ("trainer.optim.warmup_steps", {"trainer": {"optim": {"warmup_steps": 101}}}),
+    ],
+)
+def test_a_broken_relation_names_its_key(key: str, sections: dict[str, Any]) -> None:
+    assert problems(**sections) == [key]
+
+
+def test_every_problem_says_a_way_out() -> None:
+    config = RunConfig.model_validate({**BASE, "reward": None, "model": {"type": "random", "num_heads": 3}})
+    found = relation_problems(config)
+    assert len(found) >= 2 and all(problem.remedy and problem.what for problem in found)
