@@ -23,6 +23,12 @@ class RunFiles:
     """Where each value came from."""
     status = property(lambda self: self.root / "status.json")
     """State, phase and step, rewritten as the run goes."""
+    driver = property(lambda self: self.root / "driver.json")
+    """Which launcher started the driver process, where, and as which process."""
+    lock = property(lambda self: self.root / ".lock")
+    """Held while a driver is started: one driver per run."""
+    driver_log = property(lambda self: self.root / "logs" / "driver.log")
+    """What the driver process printed."""
     metrics = property(lambda self: self.root / "metrics.jsonl")
     """One line a step."""
     summary = property(lambda self: self.root / "summary.json")
