@@ -1,1 +1,1 @@
-"""Rewards: one file each, plus the processes that run them under a time limit."""
+"""Rewards: one file each, plain Python without torch, run in worker processes by `pool.GraderPool`."""
