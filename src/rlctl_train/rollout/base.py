@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -35,6 +36,30 @@ class Sample:
     token_ids: list[int]
     logp: list[float]
     finish_reason: FinishReason
+
+
+class RolloutError(Exception):
+    """A rollout engine cannot do what it was asked; the message says why."""
+
+
+def response_budgets(prompts: Sequence[Sequence[int]], max_tokens: int, max_model_len: int) -> list[int]:
+    """Return how many tokens each response may have: `max_tokens`, or less where the model's length ends before."""
+    for i, prompt in enumerate(prompts):
+        if not 0 < len(prompt) < max_model_len:
+            raise RolloutError(
+                f"prompt {i} has {len(prompt)} tokens; a prompt and one token of response must fit in {max_model_len}"
+            )
+    return [min(max_tokens, max_model_len - len(prompt)) for prompt in prompts]
+
+
+def check_finite(samples: Sequence[Sample], version: int) -> None:
+    """Raise RolloutError when a log-probability is not finite: weights or activations hold NaN or infinity."""
+    bad = [i for i, sample in enumerate(samples) if not all(map(math.isfinite, sample.logp))]
+    if bad:
+        raise RolloutError(
+            f"{len(bad)} of {len(samples)} responses have a log-probability that is not finite (first: row {bad[0]}): "
+            f"weights of version {version} are broken"
+        )
 
 
 class Rollout(Protocol):

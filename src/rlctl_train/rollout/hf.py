@@ -1,0 +1,132 @@
+"""Rollout with transformers, on any device: loads the model, decodes, takes weights in place, sleeps and wakes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from rlctl_train.config.errors import PREFLIGHT, UserError
+from rlctl_train.config.rollout import HfRollout
+from rlctl_train.rollout.base import Sample, Sampling, check_finite, response_budgets
+from rlctl_train.rollout.cached import CachedDecoder
+from rlctl_train.rollout.decode import Decoder, Decoding, Request
+from rlctl_train.rollout.fused import FusedDecoder, FusedWeights, agrees, supports
+from rlctl_train.rollout.weights import WeightStore
+
+_log = logging.getLogger(__name__)
+
+
+class HfRolloutEngine:
+    """One model on one device. Llama-family models decode in `fused.py`, all others through their own forward pass."""
+
+    def __init__(
+        self,
+        model_path: str,
+        config: HfRollout,
+        *,
+        dtype: str,
+        device: str,
+        max_model_len: int,
+        max_concurrent: int | None = None,
+        gpu_memory_share: float | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        del gpu_memory_share  # nothing is reserved ahead: memory follows the rows being decoded
+        self.version = -1
+        self._max_model_len = max_model_len
+        self._max_concurrent = config.max_concurrent or max_concurrent
+        self._device = torch.device(device)
+        self._model = _load(model_path, getattr(torch, dtype), trust_remote_code).to(self._device)
+        self._stop_ids = torch.tensor(_stop_ids(self._model), dtype=torch.long, device=self._device)
+        self._weights = WeightStore(self._model, getattr(torch, dtype))
+        self._fused = self._fuse()
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, rows: Sequence[int]) -> list[Sample]:
+        """Sample one response per prompt, in order; see `Rollout.generate`."""
+        if not prompts:
+            return []
+        budgets = response_budgets(prompts, sampling.max_tokens, self._max_model_len)
+        requests = [Request(tuple(p), b, r) for p, b, r in zip(prompts, budgets, rows, strict=True)]
+        decoding = Decoding(
+            self._decoder(),
+            requests,
+            sampling,
+            num_places=min(self._max_concurrent or len(requests), len(requests)),
+            stop_ids=self._stop_ids[:0] if sampling.ignore_eos else self._stop_ids,
+        )
+        samples = decoding.run()
+        check_finite(samples, self.version)
+        return samples
+
+    def start_update(self) -> None:
+        """Prepare to receive weights."""
+        self._weights.start()
+
+    def update_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Write one bucket of named tensors in place."""
+        self._weights.take(tensors)
+
+    def finish_update(self, version: int) -> str:
+        """Make the weights current; return the checksum of the model's own parameters."""
+        held = self._weights.finish()
+        self.version = version
+        return held
+
+    def sleep(self) -> None:
+        """Move the weights to host memory."""
+        if self._device.type != "cpu":
+            self._fused = None
+            self._move_to(torch.device("cpu"))
+            torch.accelerator.empty_cache()
+
+    def wake(self) -> None:
+        """Move the weights back."""
+        if self._device.type != "cpu" and self._model.device.type == "cpu":
+            self._move_to(self._device)
+            self._fused = self._fuse()
+
+    def _move_to(self, device: torch.device) -> None:
+        self._model.to(device)
+        self._weights = WeightStore(self._model, self._model.dtype)
+
+    def _decoder(self) -> Decoder:
+        return CachedDecoder(self._model) if self._fused is None else FusedDecoder(self._fused)
+
+    def _fuse(self) -> FusedWeights | None:
+        """Prepare the fast decoder where it knows the architecture and agrees with the model's own forward pass."""
+        if not supports(self._model):
+            return None
+        weights = FusedWeights(self._model, self._max_model_len)
+        if agrees(self._model, weights):
+            return weights
+        _log.warning(
+            "the fast decoder disagrees with the forward pass of %s: generating the slow way",
+            type(self._model).__name__,
+        )
+        return None
+
+
+def _load(model_path: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot load the model {model_path!r}: {str(error).splitlines()[0]}",
+            "give `model.path` a folder with config.json and safetensors, or a hub id that can be reached",
+            exit_code=PREFLIGHT,
+        ) from error
+    return model.eval().requires_grad_(False)
+
+
+def _stop_ids(model: PreTrainedModel) -> list[int]:
+    """Return the end-of-sequence ids of the generation config, else of the model config."""
+    ids = model.generation_config.eos_token_id if model.generation_config else None
+    ids = model.config.eos_token_id if ids is None else ids
+    if ids is None:
+        return []
+    return [ids] if isinstance(ids, int) else list(ids)
