@@ -93,7 +93,7 @@ class ValueObjective:
         near = values.clamp(old - self.value_clip, old + self.value_clip)
         free, clipped = (values - returns).square(), (near - returns).square()
         loss = aggregate(0.5 * torch.maximum(free, clipped), mask, "token-mean", counts)
-        metrics = {"critic/vf_clipfrac": clipped > free, "critic/vpred_mean": values}
+        metrics = {"critic/vf_clipfrac": (clipped > free).to(values.dtype), "critic/vpred_mean": values}
         return loss, {"critic/vf_loss": loss.detach(), **_token_means(metrics, mask, counts)}
 
 
@@ -111,7 +111,4 @@ class SupervisedObjective:
 
 def _token_means(metrics: dict[str, Tensor], mask: Tensor, counts: Counts) -> dict[str, Tensor]:
     """Return each metric's share of its mean over the unmasked tokens."""
-    return {
-        name: aggregate(value.detach().to(torch.get_default_dtype()), mask, "token-mean", counts)
-        for name, value in metrics.items()
-    }
+    return {name: aggregate(value.detach(), mask, "token-mean", counts) for name, value in metrics.items()}

@@ -55,9 +55,7 @@ def count(mask: Tensor) -> Counts:
     return Counts(tokens=float(lengths.sum()), sequences=float((lengths > 0).sum()))
 
 
-def aggregate(
-    values: Tensor, mask: Tensor, mode: Aggregation, counts: Counts, norm: float | None = None
-) -> Tensor:
+def aggregate(values: Tensor, mask: Tensor, mode: Aggregation, counts: Counts, norm: float | None = None) -> Tensor:
     """Reduce per-token values [S, T] of one micro-batch to its share of the step's scalar.
 
     The sum of the shares over micro-batches and ranks is the result, however the rows were cut. With N
