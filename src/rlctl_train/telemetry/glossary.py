@@ -1,0 +1,99 @@
+"""Every metric, once: its name, meaning and unit. docs/metrics.md is made from this table.
+
+In a name, `<x>` stands for anything without a slash and `{a,b}` for one of the words; `warm_start/` may
+precede any name in a tracker.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a metric name pattern stands for."""
+
+    name: str
+    unit: str
+    text: str
+
+
+SPREAD = "{mean,max,min}"
+
+GLOSSARY = (
+    Meaning("actor/pg_loss", "-", "Policy-gradient part of the loss, aggregated by `algo.aggregation`."),
+    Meaning("actor/pg_clipfrac", "ratio", "Share of response tokens whose probability ratio was clipped."),
+    Meaning("actor/pg_clipfrac_lower", "ratio", "Share of response tokens held by `algo.dual_clip`."),
+    Meaning("actor/ppo_kl", "nats", "Mean over response tokens of old minus current log-probability."),
+    Meaning("actor/kl_loss", "nats", "KL to the reference model in the loss, before its coefficient."),
+    Meaning("actor/entropy", "nats", "Mean entropy of the policy over response tokens."),
+    Meaning("actor/reward_kl_penalty", "nats", "Mean KL per sequence that was taken off the reward."),
+    Meaning("actor/reward_kl_penalty_coeff", "-", "Coefficient of the KL penalty in the reward."),
+    Meaning("actor/grad_norm", "-", "Global L2 norm of the policy's gradient before clipping."),
+    Meaning("actor/lr", "-", "Learning rate of the policy."),
+    Meaning(f"critic/score/{SPREAD}", "score", "Score of a response, as the reward function gave it."),
+    Meaning(f"critic/rewards/{SPREAD}", "score", "Reward of a response, KL penalty included, summed over its tokens."),
+    Meaning(f"critic/advantages/{SPREAD}", "-", "Advantage of a response token."),
+    Meaning(f"critic/returns/{SPREAD}", "score", "Return of a response token."),
+    Meaning(f"critic/values/{SPREAD}", "score", "Value of a response token, from the critic."),
+    Meaning("critic/vf_explained_var", "ratio", "1 - var(return - value) / var(return) over response tokens."),
+    Meaning("critic/vf_loss", "-", "Loss of the critic."),
+    Meaning("critic/vf_clipfrac", "ratio", "Share of response tokens whose value loss was clipped."),
+    Meaning("critic/vpred_mean", "score", "Mean value over response tokens during the critic's update."),
+    Meaning("critic/grad_norm", "-", "Global L2 norm of the critic's gradient before clipping."),
+    Meaning("critic/lr", "-", "Learning rate of the critic."),
+    Meaning(f"response_length/{SPREAD}", "tokens", "Length of a response."),
+    Meaning("response_length/clip_ratio", "ratio", "Share of responses that ended at `rollout.max_response_tokens`."),
+    Meaning(f"prompt_length/{SPREAD}", "tokens", "Length of a prompt."),
+    Meaning("timing_s/step", "s", "Wall time of the whole step."),
+    Meaning("timing_s/gen", "s", "Generating responses."),
+    Meaning("timing_s/reward", "s", "Scoring responses."),
+    Meaning("timing_s/old_log_prob", "s", "The trainer's log-probabilities of the sampled tokens."),
+    Meaning("timing_s/ref", "s", "The reference model's log-probabilities."),
+    Meaning("timing_s/values", "s", "The critic's values."),
+    Meaning("timing_s/adv", "s", "Advantages and returns."),
+    Meaning("timing_s/update_critic", "s", "Training the critic."),
+    Meaning("timing_s/update_actor", "s", "Training the policy."),
+    Meaning("timing_s/update_weights", "s", "Moving the new weights to the rollout engines."),
+    Meaning("timing_s/testing", "s", "Validation."),
+    Meaning("timing_s/save_checkpoint", "s", "Saving a checkpoint."),
+    Meaning("perf/throughput", "tokens/s/device", "Prompt and response tokens per second of the step and device."),
+    Meaning("perf/total_num_tokens", "tokens", "Prompt and response tokens of the step."),
+    Meaning("perf/response_tokens", "tokens", "Response tokens of the step."),
+    Meaning("perf/time_per_step", "s", "Wall time of the whole step."),
+    Meaning("health/logprob_gap", "nats", "Largest difference between sampled and recomputed log-probabilities."),
+    Meaning("health/logprob_gap_mean", "nats", "Mean difference between sampled and recomputed log-probabilities."),
+    Meaning("training/rollout_probs_diff_{mean,max}", "ratio", "Difference of sampled and recomputed probabilities."),
+    Meaning("reward/errors", "responses", "Responses whose grader failed, crashed or ran out of time; they score 0."),
+    Meaning("reward/<part>", "score", "Mean of one part of a reward of several parts."),
+    Meaning("val-core/<source>/acc/mean@<n>", "ratio", "Accuracy on held-out prompts, mean of n responses a prompt."),
+    Meaning("val/accuracy", "ratio", "Accuracy on held-out prompts over all sources."),
+    Meaning("val/score", "score", "Mean score of responses to held-out prompts."),
+    Meaning("train/loss", "nats", "Cross-entropy per completion token of the supervised batch."),
+    Meaning("val/loss", "nats", "Cross-entropy per completion token on held-out rows."),
+)
+
+
+def describe(name: str) -> Meaning:
+    """Return the meaning of a metric; a name nobody has written down is a KeyError."""
+    bare = name.removeprefix("warm_start/")
+    for entry in GLOSSARY:
+        if _regex(entry.name).fullmatch(bare):
+            return entry
+    raise KeyError(f"{name} is not in rlctl_train.telemetry.glossary: add its meaning and unit there")
+
+
+def markdown() -> str:
+    """Return the glossary as one Markdown table."""
+    rows = [f"| `{entry.name}` | {entry.unit} | {entry.text} |" for entry in GLOSSARY]
+    return "\n".join(["| metric | unit | meaning |", "|---|---|---|", *rows]) + "\n"
+
+
+@cache
+def _regex(name: str) -> re.Pattern[str]:
+    text = re.escape(name)
+    text = re.sub(r"<\w+>", "[^/]+", text)
+    text = re.sub(r"\\\{([\w,]+)\\\}", lambda match: f"(?:{match[1].replace(',', '|')})", text)
+    return re.compile(text)
