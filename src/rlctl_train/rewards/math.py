@@ -17,7 +17,7 @@ TIME_LIMIT_S = 5
 def make(config: MathReward) -> Grader:
     """Return a grader that gives 1 for an equivalent answer, else 0."""
     try:
-        import math_verify
+        import math_verify  # pyright: ignore[reportMissingImports], an optional package
     except ImportError as error:
         raise UserError("reward.type=math needs the package math-verify", "pip install 'rlctl[math]'") from error
     # A failed parse is an ordinary wrong answer here, not news for the log.
