@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Origin = Literal["measured", "formula", "interpolated", "assumed"]
+DeviceKind = Literal["cuda", "rocm", "ascend", "cpu"]
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Fact:
 class Device:
     """One accelerator, or the CPU of a host without any."""
 
-    kind: Literal["cuda", "rocm", "ascend", "cpu"]
+    kind: DeviceKind
     index: int
     name: str
     memory_gib: float
@@ -41,7 +43,7 @@ class Hardware:
     facts: dict[str, Fact] = field(default_factory=dict)
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> DeviceKind:
         """Return the kind of every device of the node: cuda, rocm, ascend or cpu."""
         return self.devices[0].kind
 
@@ -60,6 +62,81 @@ class ModelShape:
     vocab_size: int
     tied: bool
     num_params: int
+    max_position: int | None = None
+    """Longest sequence the model accepts, in tokens; None where its config does not say."""
+
+
+@dataclass(frozen=True)
+class Pins:
+    """What the user fixed; None leaves a number to the planner. A pin is kept or refused, never changed."""
+
+    compute_dtype: Dtype | None = None
+    rollout_dtype: Dtype | None = None
+    trainer_devices: int | None = None
+    rollout_devices: int | None = None
+    threads_per_worker: int | None = None
+    max_tokens_per_micro_batch: int | None = None
+    max_concurrent: int | None = None
+    """Sequences one rollout engine decodes at one time."""
+    gpu_memory_share: float | None = None
+    object_store_gib: float | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is asked of the hardware: the model, the algorithm's roles, batch sizes and lengths, and the pins."""
+
+    shape: ModelShape
+    roles: tuple[str, ...]
+    """Models in training or in use beside the rollout engine: actor, critic, reference."""
+    group_size: int
+    prompts_per_step: int
+    mini_batches: int
+    """Optimizer steps per pass over a step's batch."""
+    max_prompt_tokens: int
+    max_response_tokens: int
+    rollout: Literal["hf", "vllm"] = "hf"
+    placement: Literal["colocated", "split"] = "colocated"
+    bucket_mib: float = 256.0
+    kv_cache_gib: float = 1.0
+    """KV cache of vLLM on CPU."""
+    gradient_checkpointing: bool = False
+    offload_params: bool = False
+    offload_optimizer: bool = False
+    reshard_after_forward: bool = True
+    logits_chunk_tokens: int = 1024
+    pins: Pins = Pins()
+
+    @property
+    def longest_tokens(self) -> int:
+        """Return the length of the longest possible sequence, prompt and response."""
+        return self.max_prompt_tokens + self.max_response_tokens
+
+    @property
+    def step_sequences(self) -> int:
+        """Return the number of sequences of one step."""
+        return self.prompts_per_step * self.group_size
+
+    @property
+    def mini_batch_sequences(self) -> int:
+        """Return the number of sequences of one optimizer step."""
+        return max(1, self.step_sequences // self.mini_batches)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Everything the memory model must know beside the workload: who runs where, how precisely, how much at once."""
+
+    device: DeviceKind
+    memory_gib: float
+    """Of the smallest device; on CPU the host's, which all workers share."""
+    trainer_devices: int
+    rollout_devices: int
+    compute_dtype: Dtype
+    rollout_dtype: Dtype
+    max_tokens_per_micro_batch: int
+    max_concurrent: int
+    gpu_memory_share: float
 
 
 @dataclass(frozen=True)
@@ -86,19 +163,21 @@ class Choice:
 class Plan:
     """What follows from a workload and the hardware. The controller reads these numbers and derives none."""
 
-    device: Literal["cuda", "rocm", "ascend", "cpu"]
+    device: DeviceKind
     num_nodes: int
     trainer_devices: int
     """Trainer ranks."""
     rollout_devices: int
     """Devices that generate, over all rollout engines."""
     threads_per_worker: int
-    compute_dtype: Literal["float32", "bfloat16"]
-    rollout_dtype: Literal["float32", "bfloat16"]
+    compute_dtype: Dtype
+    rollout_dtype: Dtype
     max_tokens_per_micro_batch: int
     rollout_max_concurrent: int
     rollout_gpu_memory_share: float
     object_store_gib: float
+    device_memory_gib: float = 0.0
+    """Memory of the smallest device; on CPU the host's, which all workers share."""
     memory: tuple[MemoryPart, ...] = ()
     choices: tuple[Choice, ...] = ()
     notes: tuple[str, ...] = ()

@@ -1,0 +1,115 @@
+"""What a run asks of the hardware: RunConfig and the model's shape, in the planner's words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rlctl_hw.model_shape import KNOWN_MODELS, known_shape, shape_from_config
+from rlctl_hw.types import ModelShape, Pins, Workload
+
+from rlctl_train.config import RunConfig
+from rlctl_train.config.algo import SftConfig
+from rlctl_train.config.errors import UserError
+from rlctl_train.config.model import PretrainedModel, RandomModel
+from rlctl_train.config.rollout import VllmRollout
+from rlctl_train.config.vocab import VOCAB
+
+
+def shape_of(config: RunConfig) -> ModelShape:
+    """Return the shape of the run's model: a random one, a folder, a built-in one, or one of the hub."""
+    model = config.model
+    if isinstance(model, RandomModel):
+        return shape_from_config(_random_config(model))
+    folder = Path(model.path).expanduser()
+    if folder.is_dir():
+        return _shape_of_file(folder / "config.json")
+    known = known_shape(model.path) if model.revision is None else None
+    return known or _shape_of_file(_hub_config(model))
+
+
+def workload_from_config(config: RunConfig, shape: ModelShape) -> Workload:
+    """Return the run's sizes and roles; what the user set of the planner's numbers becomes a pin."""
+    rollout, engine = config.rollout, config.engine
+    vllm = rollout if isinstance(rollout, VllmRollout) else None
+    return Workload(
+        shape=shape,
+        roles=config.algo.roles(),
+        group_size=1 if isinstance(config.algo, SftConfig) else config.algo.group_size,
+        prompts_per_step=config.trainer.prompts_per_step,
+        mini_batches=config.trainer.mini_batches_per_step,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        max_response_tokens=rollout.max_response_tokens,
+        rollout=rollout.type,
+        placement=config.placement,
+        bucket_mib=config.sync.bucket_mib,
+        kv_cache_gib=vllm.kv_cache_gib if vllm else 0.0,
+        gradient_checkpointing=engine.gradient_checkpointing,
+        offload_params=engine.offload_params,
+        offload_optimizer=engine.offload_optimizer,
+        reshard_after_forward=engine.reshard_after_forward,
+        logits_chunk_tokens=engine.logits_chunk_tokens,
+        pins=Pins(
+            compute_dtype=engine.compute_dtype,
+            rollout_dtype=rollout.dtype,
+            trainer_devices=config.trainer.num_devices,
+            rollout_devices=rollout.num_devices,
+            threads_per_worker=config.trainer.threads_per_worker,
+            max_tokens_per_micro_batch=engine.max_tokens_per_micro_batch,
+            max_concurrent=rollout.max_concurrent,
+            gpu_memory_share=vllm.gpu_memory_share if vllm else None,
+            object_store_gib=config.ray.object_store_gib,
+        ),
+    )
+
+
+def _random_config(model: RandomModel) -> dict[str, Any]:
+    return {
+        "model_type": model.architecture,
+        "hidden_size": model.hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "num_key_value_heads": model.num_kv_heads,
+        "head_dim": model.hidden_size // model.num_heads,
+        "intermediate_size": model.intermediate_size,
+        "max_position_embeddings": model.max_position,
+        "vocab_size": len(VOCAB),
+        "tie_word_embeddings": model.tie_embeddings,
+    }
+
+
+def _shape_of_file(file: Path) -> ModelShape:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"model.path: no config.json in {file.parent}", "give a folder that holds a Hugging Face model"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path: {file} cannot be read: {error}", "write the model folder anew") from error
+    if not isinstance(config, dict):
+        raise UserError(f"model.path: {file} is not a JSON object", "write the model folder anew")
+    try:
+        return shape_from_config(config)
+    except ValueError as error:
+        raise UserError(f"model.path: {file}: {error}", "choose a model of one of these architectures") from error
+
+
+def _hub_config(model: PretrainedModel) -> Path:
+    """Return config.json from the hub or from its cache."""
+    way_out = f"give a folder with config.json, or one of {', '.join(KNOWN_MODELS)}"
+    if Path(model.path).is_absolute() or model.path.startswith((".", "~")) or model.path.count("/") > 1:
+        raise UserError(f"model.path: no such folder: {model.path}", way_out)
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
+        raise UserError(
+            f"model.path={model.path}: the size of this model is not built in and the hub client is not installed",
+            f"{way_out}, or pip install 'rlctl[train]'",
+        ) from error
+    try:
+        return Path(hf_hub_download(model.path, "config.json", revision=model.revision))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model.path={model.path}: config.json is not in the hub's reach: {reason}", way_out) from error
