@@ -10,9 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from rlctl_train.config.errors import UserError
-
 from rlctl.spelling import unknown
+from rlctl_train.config.errors import UserError
 
 HEADER = "preset"
 HEADER_KEYS = ("title", "hardware", "evidence", "extends")
@@ -105,5 +104,5 @@ def _parse(path: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise UserError(f"{path} is nested too deeply", "no setting needs that") from error
     if not isinstance(tree, dict):
-        raise UserError(f"{path} holds no table at the top", "write sections such as {\"trainer\": {...}}")
+        raise UserError(f"{path} holds no table at the top", 'write sections such as {"trainer": {...}}')
     return tree

@@ -8,11 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlctl_train.config.errors import UserError
-
 from rlctl import schema
 from rlctl.problems import nearest_key
 from rlctl.spelling import nearest
+from rlctl_train.config.errors import UserError
 
 ENV_PREFIX = "RLCTL_"
 COMMAND_LINE = "command line"

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from rlctl_train.config import RunConfig
-from rlctl_train.config.errors import UserError
 
 from rlctl import schema
 from rlctl.spelling import nearest
+from rlctl_train.config import RunConfig
+from rlctl_train.config.errors import UserError
 
 
 @dataclass(frozen=True)

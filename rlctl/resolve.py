@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from rlctl_train.config import RunConfig, relation_problems
 
 from rlctl import catalog, schema
 from rlctl.overrides import Assignment, environment_assignments
 from rlctl.problems import NOT_SET, Finding, InvalidConfig, show, translate, unknown_key
+from rlctl_train.config import RunConfig, relation_problems
 
 DEFAULT = "default"
 MAX_DEPTH = 32
@@ -56,7 +56,7 @@ def build(
     reserved: Iterable[str] = (),
     settings: Iterable[Assignment] = (),
 ) -> Resolved:
-    """Resolve a preset (or a file in its place), further files, environment and overrides; `reserved` names are skipped."""
+    """Resolve a preset or file with what is put on top; `reserved` names variables that are no settings of a run."""
     documents = [] if name_or_file is None else catalog.chain(catalog.load(name_or_file))
     documents += [part for path in files for part in catalog.chain(catalog.load_file(path))]
     merge = _Merge()
@@ -101,9 +101,7 @@ class _Merge:
             ]
         if self.findings or config is None:
             raise InvalidConfig(self.findings)
-        origins = {
-            key: Origin(value, self._source(key)) for key, value in flat(config.model_dump(mode="json")).items()
-        }
+        origins = {key: Origin(value, self._source(key)) for key, value in flat(config.model_dump(mode="json")).items()}
         history = {
             ".".join(path): tuple(Origin(item.value, item.source) for item in items)
             for path, items in self.history.items()
@@ -181,7 +179,9 @@ class _Merge:
             for key, value, what, remedy in translate(error):
                 source = self._source(key)
                 shown = value if isinstance(value, (str, int, float, list)) or value is None else show(value)
-                self.findings.append(Finding(key, shown, NOT_SET if what.startswith("is missing") else source, what, remedy))
+                self.findings.append(
+                    Finding(key, shown, NOT_SET if what.startswith("is missing") else source, what, remedy)
+                )
             return None
 
     def _tree(self) -> dict[str, Any]:
@@ -204,8 +204,10 @@ class _Merge:
         return {} if default is None else {"type": default}
 
     def _source(self, key: str) -> str:
-        """Return who set a key, or the nearest section above it."""
+        """Return who set a key: itself, something inside it, or the nearest section above it."""
         path = tuple(key.partition("[")[0].split("."))
+        if path not in self.values and (inside := [p for p in self.values if p[: len(path)] == path]):
+            return self.values[inside[-1]].source
         for end in range(len(path), 0, -1):
             if path[:end] in self.values:
                 return self.values[path[:end]].source
@@ -233,8 +235,8 @@ def _walk(value: Any, path: schema.Path, source: str) -> Iterator[Assignment]:
     node = schema.find(path)
     if isinstance(value, str) and value.lower() in UNSET_WORDS and (node is None or value not in node.choices):
         value = None
-    is_table = isinstance(value, dict) and (node is None or node.models or node.is_free)
-    if is_table and len(path) < MAX_DEPTH and (value or (node is not None and node.models)):
+    holds_keys = node is None or node.models or node.is_free
+    if isinstance(value, dict) and holds_keys and len(path) < MAX_DEPTH and (value or (node and node.models)):
         yield from _walk_table(value, path, source)
     else:
         yield Assignment(path, value, source)
@@ -272,5 +274,7 @@ def _is_unicode(text: str) -> bool:
 
 def _foreign(item: Assignment, section: schema.Node, name: str, kind: Origin) -> Finding:
     owners = [schema.tag(model) for model in section.models if name in model.model_fields]
-    what = f"belongs to {section.key}.type={' or '.join(map(str, owners))}, but that is {kind.value} (from {kind.source})"
+    what = (
+        f"belongs to {section.key}.type={' or '.join(map(str, owners))}, but that is {kind.value} (from {kind.source})"
+    )
     return Finding(item.key, item.value, item.source, what, f"set {section.key}.type={owners[0]}, or leave the key out")

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
+
 from rlctl_train.config import RunConfig
 from rlctl_train.config.base import Config
 
@@ -144,8 +145,14 @@ def variant(models: Models, name: Any) -> type[Config] | None:
 
 def default_tag(node: Node) -> str | None:
     """Return the `type` a section has when nobody sets it."""
-    default = node.fields[0].default
-    return default.type if isinstance(default, Config) and tag(type(default)) else None
+    default = default_of(node)
+    return tag(type(default)) if isinstance(default, Config) else None
+
+
+def default_of(node: Node) -> Any:
+    """Return the value a key has when nobody sets it; None where it must be set."""
+    field = node.fields[0]
+    return None if field.is_required() else field.get_default(call_default_factory=True)
 
 
 def element_models(node: Node) -> Models:

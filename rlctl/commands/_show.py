@@ -1,0 +1,52 @@
+"""Showing a resolved run and its plan, as text or as a document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlctl_hw.types import Plan
+
+from rlctl import planning, render
+from rlctl.commands._request import Request
+from rlctl.render import Output
+from rlctl.resolve import DEFAULT
+from rlctl_train.config.errors import UserError
+
+
+def request(request: Request, *, output: Output, show_all: bool) -> None:
+    """Print every value that is not a default (all with `show_all`) with its origin, and the plan for this machine."""
+    resolved = request.resolved
+    if output != "text":
+        _request_document(request, output)
+        return
+    shown = [(k, o.value, o.source) for k, o in resolved.origins.items() if show_all or o.source != DEFAULT]
+    render.table(("KEY", "VALUE", "FROM"), shown)
+    hidden = len(resolved.origins) - len(shown)
+    if hidden:
+        render.say(f"\n{hidden} values are defaults (--all shows them)")
+    render.text("")
+    plan(planning.plan_here(resolved.config))
+
+
+def _request_document(request: Request, output: Output) -> None:
+    """Print the document also when the run does not fit here, without a plan, and then say so."""
+    resolved = request.resolved
+    values = {key: {"value": o.value, "source": o.source} for key, o in resolved.origins.items()}
+    try:
+        made, refusal = planning.plan_here(resolved.config).to_json(), None
+    except UserError as error:
+        made, refusal = None, error
+    render.document(output, name=request.name, values=values, notes=list(resolved.notes), plan=made)
+    if refusal is not None:
+        raise refusal
+
+
+def plan(made: Plan, *, with_memory: bool = False) -> None:
+    """Print what the planner chose and why."""
+    render.table(("PLAN", "VALUE", "ORIGIN", "WHY"), [(c.key, c.value, c.origin, c.reason) for c in made.choices])
+    if with_memory and made.memory:
+        render.text("")
+        rows: list[tuple[Any, ...]] = [(part.phase, part.part, part.gib, part.origin) for part in made.memory]
+        render.table(("PHASE", "MEMORY", "GIB", "ORIGIN"), rows)
+    for line in made.notes:
+        render.note(line)

@@ -1,0 +1,116 @@
+"""Following a run that was just started, on a terminal or in a pipe, until its driver ends."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rlctl import render
+from rlctl.follow import Tail, Watch
+from rlctl.rundir import Run, Status
+from rlctl.settings import Settings
+from rlctl_train.config.errors import FAILED, INTERRUPTED
+
+POLL_S = 0.2
+KILL_AFTER_S = 15.0
+"""Time the driver has between the second signal and its end by force."""
+LOG_LINES = 10
+
+
+def environment(base: Mapping[str, str], settings: Settings) -> dict[str, str]:
+    """Return the driver's environment: this one, and the person's download cache where HF_HOME is not set."""
+    found = dict(base)
+    if settings.cache_dir is not None:
+        found.setdefault("HF_HOME", str(settings.cache_dir.expanduser().resolve()))
+    return found
+
+
+def hand_over(run: Run, process: subprocess.Popen[bytes], launcher: Any, *, detach: bool) -> int:
+    """Leave the run to itself and say what to do next, or follow it to its end; return the exit code."""
+    if detach:
+        render.say(f"started {run.name} in {run.files.root}")
+        for verb, what in (("show", "how it stands"), ("logs -f", "what it prints"), ("stop", "save and leave")):
+            render.say(f"  rlctl runs {verb} {run.name}   # {what}")
+        return 0
+    code = _follow(run, process, launcher)
+    status = run.status()
+    if code != 0 and status.error is None and code != INTERRUPTED:
+        render.say(f"the last lines of {run.files.driver_log}:")
+        for line in Tail(run.files.driver_log).lines()[-LOG_LINES:]:
+            render.say(f"  {line}")
+    advise(run, status)
+    return code
+
+
+def advise(run: Run, status: Status) -> None:
+    """Say how a run ended and the way on."""
+    if status.state == "done":
+        render.say(f"done: `rlctl runs show {run.name}` has the curves, {run.files.root} everything else")
+    elif status.state == "stopped":
+        render.say(f"saved: `rlctl runs resume {run.name}` continues at step {status.step}")
+    elif status.error is not None:
+        render.error(f"run {run.name} failed: {status.error['what']}", status.error["remedy"])
+    elif status.state in ("lost", "failed"):
+        what = f"the driver of {run.name} is gone without a word (killed, or out of memory)"
+        render.error(what, f"read {run.files.driver_log}, then continue with `rlctl runs resume {run.name}`")
+
+
+def _follow(run: Run, process: subprocess.Popen[bytes], launcher: Any) -> int:
+    signals = _Signals(run, launcher)
+    watch, view = Watch(run), render.live_view(run.name)
+    with signals.caught(), view or contextlib.nullcontext():
+        while True:
+            ended = process.poll() is not None
+            rows = watch.poll()
+            progress = watch.progress()
+            if view is not None:
+                view.show(progress)
+            else:
+                for row in rows:
+                    render.step_line(row, progress.status.num_steps)
+            if ended:
+                break
+            signals.act()
+            time.sleep(POLL_S)
+    code = process.returncode
+    return code if code >= 0 else (INTERRUPTED if signals.count else FAILED)
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM of the front desk, handed to the driver: once to save and leave, again to leave at once."""
+
+    def __init__(self, run: Run, launcher: Any) -> None:
+        self._run, self._launcher = run, launcher
+        self.count = 0
+        self._passed_on = 0
+        self._kill_at: float | None = None
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        """Take over the signals for a while."""
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, self._note) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def act(self) -> None:
+        """Pass on what arrived since the last call."""
+        if self.count > self._passed_on:
+            self._passed_on += 1
+            self._launcher.interrupt(self._run)
+            if self._passed_on == 1:
+                render.say("saving; press again to kill")
+            elif self._kill_at is None:
+                self._kill_at = time.monotonic() + KILL_AFTER_S
+        if self._kill_at is not None and time.monotonic() > self._kill_at:
+            self._launcher.kill(self._run)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.count += 1

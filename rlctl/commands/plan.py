@@ -1,0 +1,31 @@
+"""`rlctl plan NAME`: what fits on the hardware, with the reason and the origin of every number."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rlctl import planning, render
+from rlctl.commands import _request, _show
+from rlctl.commands._request import FREE, FilesOption, RequestArgument
+from rlctl.render import OutputOption
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command(context_settings=FREE)
+def plan(
+    ctx: typer.Context,
+    words: RequestArgument = None,
+    files: FilesOption = None,
+    hw: Annotated[
+        str | None, typer.Option("--hw", help="Plan for a machine elsewhere, such as h100-80gb:8 or cpu:2.")
+    ] = None,
+    output: OutputOption = "text",
+) -> None:
+    """Say how a preset or file would run, what memory it takes, and why. Exit code 3: it does not fit."""
+    request = _request.read(words, files, options=_request.options_of(ctx), name_needed=not files)
+    made = planning.plan_here(request.resolved.config, planning.hardware_named(hw))
+    if not render.document(output, name=request.name, hardware=hw, plan=made.to_json()):
+        _show.plan(made, with_memory=True)

@@ -1,0 +1,160 @@
+"""`rlctl runs ls|show|logs|stop|resume|diff`: everything that can be asked of runs that exist."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rlctl import compare, launchers, render, resolve, rundir, settings
+from rlctl.commands import _watch
+from rlctl.commands._group import HelpfulGroup
+from rlctl.follow import Tail, curves
+from rlctl.render import OutputOption
+from rlctl_train.config.errors import FAILED, UserError
+
+app = typer.Typer(cls=HelpfulGroup, rich_markup_mode=None, help="List, show, follow, stop, resume and compare runs.")
+
+LOG_POLL_S = 0.2
+
+
+def _names() -> list[str]:
+    return [run.name for run in rundir.every(settings.load().runs_root())]
+
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name or folder of a run.", autocompletion=_names)]
+
+
+@app.command(name="ls")
+def list_runs(output: OutputOption = "text") -> None:
+    """List the runs, the latest last."""
+    root = settings.load().runs_root()
+    runs = [(run, run.status(), run.summary() or {}) for run in rundir.every(root)]
+    entries = [{"name": run.name, **asdict(status), "summary": summary} for run, status, summary in runs]
+    if render.document(output, runs_dir=str(root), runs=entries):
+        return
+    if not runs:
+        render.say(f"no runs in {root}; `rlctl launch quickstart` makes one")
+        return
+    rows = [
+        (run.name, s.state, s.phase, f"{s.step}/{s.num_steps}", summary.get("val_accuracy_end"), _age(s.updated))
+        for run, s, summary in runs
+    ]
+    render.table(("NAME", "STATE", "PHASE", "STEP", "ACCURACY", "UPDATED"), rows)
+
+
+@app.command()
+def show(name: RunArgument, output: OutputOption = "text") -> None:
+    """Show a run: where it stands, its totals, its curves."""
+    run = _find(name)
+    status, summary, points = run.status(), run.summary(), curves(run)
+    if render.document(
+        output, name=run.name, folder=str(run.files.root), status=asdict(status), summary=summary, curves=points
+    ):
+        return
+    facts = [("run", run.name), ("folder", str(run.files.root)), ("state", status.state), ("phase", status.phase)]
+    facts.append(("step", f"{status.step}/{status.num_steps}"))
+    facts += [(key, value) for key, value in (summary or {}).items() if key != "schema_version"]
+    if run.files.hf.is_dir():
+        facts.append(("model", str(run.files.hf)))
+    if run.files.report.is_file():
+        facts.append(("report", str(run.files.report)))
+    render.table(("", ""), facts)
+    render.plots(points)
+    _watch.advise(run, status)
+
+
+@app.command()
+def logs(
+    name: RunArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
+    lines: Annotated[int | None, typer.Option("--lines", "-n", min=0, help="Only the last so many lines.")] = None,
+) -> None:
+    """Print what the driver of a run printed."""
+    run = _find(name)
+    tail = Tail(run.files.driver_log)
+    seen = tail.lines()
+    for line in seen if lines is None else seen[len(seen) - min(lines, len(seen)) :]:
+        render.text(line)
+    while follow and run.status().state not in rundir.ENDED:
+        time.sleep(LOG_POLL_S)
+        for line in tail.lines():
+            render.text(line)
+
+
+@app.command()
+def stop(
+    name: RunArgument,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="Longest wait, in seconds.")] = 120.0,
+    force: Annotated[bool, typer.Option("--force", help="Kill what has not left in time; nothing is saved.")] = False,
+) -> None:
+    """Ask a run to save and leave, and wait until it has."""
+    run = _find(name)
+    driver = run.driver()
+    if driver is None or not driver.is_alive():
+        render.say(f"run {run.name} is not running: {run.status().state}")
+        return
+    launcher = launchers.load(driver.launcher)
+    render.say(f"asked {run.name} to save and leave; waiting up to {render.duration(timeout_s)}")
+    if launcher.stop(run, timeout_s):
+        render.say(f"{run.name} has ended; `rlctl runs resume {run.name}` continues it")
+        return
+    if not force:
+        hint = f"wait longer with --timeout, or end it without saving: `rlctl runs stop {run.name} --force`"
+        raise UserError(
+            f"{run.name} has not left after {render.duration(timeout_s)}; it leaves after its step",
+            hint,
+            exit_code=FAILED,
+        )
+    launcher.kill(run)
+    render.say(f"killed {run.name}; `rlctl runs resume {run.name}` continues from its last checkpoint")
+
+
+@app.command()
+def resume(
+    name: RunArgument,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once it runs.")] = False,
+) -> None:
+    """Continue a run where it was saved, with the configuration it was started with."""
+    run = _find(name)
+    if run.status().state == "done":
+        raise UserError(f"run {run.name!r} is done", f"look at it with `rlctl runs show {run.name}`")
+    driver = run.driver()
+    cwd = Path.cwd() if driver is None else Path(driver.cwd)
+    launcher = launchers.load("local" if driver is None else driver.launcher)
+    process = launcher.submit(run, cwd=cwd, environment=_watch.environment(os.environ, settings.load()))
+    raise typer.Exit(_watch.hand_over(run, process, launcher, detach=detach))
+
+
+@app.command()
+def diff(first: RunArgument, second: RunArgument, output: OutputOption = "text") -> None:
+    """Compare two runs: settings that differ, then totals."""
+    runs = [_find(first), _find(second)]
+    settings_rows = compare.differences(*(resolve.flat(run.config()) for run in runs))
+    totals = [{k: v for k, v in (run.summary() or {}).items() if k != "schema_version"} for run in runs]
+    total_rows = [(key, totals[0].get(key), totals[1].get(key)) for key in dict.fromkeys([*totals[0], *totals[1]])]
+    names = [run.name for run in runs]
+    if render.document(
+        output, first=names[0], second=names[1],
+        settings=compare.to_json(settings_rows), summary=compare.to_json(total_rows),
+    ):  # fmt: skip
+        return
+    if settings_rows:
+        render.table(("SETTING", *names), settings_rows)
+    else:
+        render.say("the settings are the same")
+    if total_rows:
+        render.text("")
+        render.table(("TOTAL", *names), total_rows)
+
+
+def _find(name: str) -> rundir.Run:
+    return rundir.find(settings.load().runs_root(), name)
+
+
+def _age(updated: Any) -> str:
+    return "-" if updated is None else f"{render.duration(max(0.0, time.time() - updated))} ago"

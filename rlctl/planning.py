@@ -1,0 +1,30 @@
+"""Asking the survey and the planner for a run; what does not fit becomes a `UserError` with exit code 3."""
+
+from __future__ import annotations
+
+from rlctl_hw.plan import plan
+from rlctl_hw.probe import parse_hardware, survey
+from rlctl_hw.types import DoesNotFit, Hardware, Plan
+
+from rlctl.workload import shape_of, workload_from_config
+from rlctl_train.config import RunConfig
+from rlctl_train.config.errors import DOES_NOT_FIT, UserError
+
+
+def plan_here(config: RunConfig, hardware: Hardware | None = None) -> Plan:
+    """Return the plan of a run on this machine, or on the hardware given."""
+    try:
+        return plan(workload_from_config(config, shape_of(config)), hardware or survey())
+    except DoesNotFit as error:
+        remedy = "; or ".join(error.remedies) or "use a smaller model or larger hardware"
+        raise UserError(error.what, remedy, exit_code=DOES_NOT_FIT) from error
+
+
+def hardware_named(spec: str | None) -> Hardware:
+    """Return the machine that `h100-80gb:8` names, or this one."""
+    if spec is None:
+        return survey()
+    try:
+        return parse_hardware(spec)
+    except ValueError as error:
+        raise UserError(f"--hw {error}", "name it like h100-80gb:8x4 or cpu:2") from error

@@ -1,0 +1,182 @@
+"""The run folder: create it whole or not at all, find it, list all, read where it stands, lock it for one driver."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from rlctl.spelling import unknown
+from rlctl_train.config.errors import LAUNCH, UserError
+from rlctl_train.config.layout import RunFiles, write_json
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+ENDED = ("stopped", "done", "failed", "lost")
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The process that trains: who started it, where, with which working folder."""
+
+    launcher: str
+    pid: int
+    process_started: float
+    """Creation time of the process, unix seconds; tells it from a later one with the same number."""
+    host: str
+    cwd: str
+
+    def is_alive(self) -> bool:
+        """Return whether that very process still runs; a process of another host counts as running."""
+        if self.host != socket.gethostname():
+            return True
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.process_started) < 2
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a run stands. `state` is `lost` when its driver is gone without having said so."""
+
+    state: str
+    phase: str = ""
+    step: int = 0
+    num_steps: int = 0
+    started: float | None = None
+    updated: float | None = None
+    error: dict[str, str] | None = None
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder."""
+
+    files: RunFiles
+
+    @property
+    def name(self) -> str:
+        """Return the run's name."""
+        return self.files.root.name
+
+    def config(self) -> dict[str, Any]:
+        """Return the stored configuration as plain values."""
+        return read_json(self.files.config)
+
+    def summary(self) -> dict[str, Any] | None:
+        """Return the totals, or None before the end."""
+        return read_json(self.files.summary) if self.files.summary.is_file() else None
+
+    def driver(self) -> Driver | None:
+        """Return the process that was last started for this run, or None before the first."""
+        return Driver(**read_json(self.files.driver)) if self.files.driver.is_file() else None
+
+    def status(self) -> Status:
+        """Return where the run stands, a dead driver included."""
+        known = Status.__dataclass_fields__
+        raw = read_json(self.files.status)
+        status = Status(**{key: value for key, value in raw.items() if key in known})
+        driver = self.driver()
+        if status.state in ENDED or driver is None or driver.is_alive():
+            return status
+        return Status(**{**asdict(status), "state": "lost"})
+
+
+def auto_name(base: str) -> str:
+    """Return a name for a run nobody named: preset and local time."""
+    stem = re.sub(r"[^A-Za-z0-9._-]", "-", base).lstrip(".-_") or "run"
+    return f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def check_name(root: Path, name: str) -> None:
+    """Refuse a name that cannot be a folder or is taken."""
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"{name!r} cannot be a run's name", "use letters, digits, '.', '_' and '-', at most 100 of them"
+        )
+    if (root / name).exists():
+        raise _in_use(root, name)
+
+
+def create(root: Path, name: str, *, config: Any, plan: Any, origin: Any) -> Run:
+    """Write a new run folder in one move: a crash leaves nothing under the run's name."""
+    check_name(root, name)
+    draft = root / f".{name}.{os.getpid()}.tmp"
+    try:
+        draft.mkdir(parents=True)
+        files = RunFiles(draft)
+        files.logs.mkdir()
+        for path, data in ((files.config, config), (files.plan, plan), (files.origin, origin)):
+            write_json(path, data)
+        write_json(files.status, {"schema_version": 1, "state": "pending", "phase": "setup", "step": 0})
+        draft.rename(root / name)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if (root / name).exists():
+            raise _in_use(root, name) from error
+        hint = "free some space, or set RLCTL_RUNS_DIR to another place"
+        raise UserError(f"cannot create the run folder: {error}", hint, exit_code=LAUNCH) from error
+    return Run(RunFiles(root / name))
+
+
+def find(root: Path, name: str) -> Run:
+    """Return the run of that name, or the run folder at that path."""
+    for folder in (root / name, Path(name)):
+        if (folder / "config.json").is_file() and (folder / "status.json").is_file():
+            return Run(RunFiles(folder.resolve()))
+    hint = "`rlctl runs ls` lists them" if root.is_dir() else f"there are none yet in {root}; `rlctl launch` makes one"
+    raise unknown("run", name, [run.name for run in every(root)], hint)
+
+
+def every(root: Path) -> list[Run]:
+    """Return all runs, the latest last."""
+    if not root.is_dir():
+        return []
+    folders = [p for p in root.iterdir() if not p.name.startswith(".") and (p / "config.json").is_file()]
+    return [Run(RunFiles(p)) for p in sorted(folders, key=lambda p: ((p / "config.json").stat().st_mtime, p.name))]
+
+
+@contextlib.contextmanager
+def starting(run: Run) -> Iterator[None]:
+    """Hold the run while its driver is started; refuse when one runs already."""
+    with run.files.lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"run {run.name!r} is being started by someone else", "wait a moment") from None
+        driver = run.driver()
+        if driver is not None and driver.is_alive():
+            raise UserError(
+                f"run {run.name!r} is already running (process {driver.pid} on {driver.host})",
+                f"follow it with `rlctl runs logs -f {run.name}` or end it with `rlctl runs stop {run.name}`",
+            )
+        yield
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one of the run's files; a broken one is named."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}", "the run folder is damaged; start a new run") from error
+
+
+def _in_use(root: Path, name: str) -> UserError:
+    return UserError(
+        f"run name {name!r} is in use ({root / name})",
+        f"choose another --name, or continue it with `rlctl runs resume {name}`",
+    )
