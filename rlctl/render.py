@@ -133,6 +133,10 @@ class LiveView:
     def __exit__(self, *details: Any) -> None:
         self._live.__exit__(*details)
 
+    def say(self, line: str) -> None:
+        """Print talk above the view."""
+        self._live.console.print(Text(line))
+
     def show(self, progress: Progress) -> None:
         """Redraw."""
         status = progress.status

@@ -42,21 +42,35 @@ def hand_over(run: Run, process: subprocess.Popen[bytes], launcher: Any, *, deta
         render.say(f"the last lines of {run.files.driver_log}:")
         for line in Tail(run.files.driver_log).lines()[-LOG_LINES:]:
             render.say(f"  {line}")
-    advise(run, status)
+    if status.state == "done":
+        _say_done(run)
+    elif status.state == "lost" and code == INTERRUPTED:
+        render.say(f"stopped before it could save: `rlctl runs resume {run.name}` continues from the last checkpoint")
+    else:
+        advise(run, status)
     return code
 
 
 def advise(run: Run, status: Status) -> None:
-    """Say how a run ended and the way on."""
-    if status.state == "done":
-        render.say(f"done: `rlctl runs show {run.name}` has the curves, {run.files.root} everything else")
-    elif status.state == "stopped":
+    """Say the way on for a run that ended before it was done."""
+    if status.state == "stopped":
         render.say(f"saved: `rlctl runs resume {run.name}` continues at step {status.step}")
     elif status.error is not None:
         render.error(f"run {run.name} failed: {status.error['what']}", status.error["remedy"])
     elif status.state in ("lost", "failed"):
         what = f"the driver of {run.name} is gone without a word (killed, or out of memory)"
         render.error(what, f"read {run.files.driver_log}, then continue with `rlctl runs resume {run.name}`")
+
+
+def _say_done(run: Run) -> None:
+    summary = run.summary() or {}
+    before, after, seconds = (summary.get(key) for key in ("val_accuracy_start", "val_accuracy_end", "wall_s"))
+    accuracy = "" if None in (before, after) else f": held-out accuracy {before:.3g} -> {after:.3g}"
+    took = "" if seconds is None else f" in {render.duration(seconds)}"
+    render.say(f"done{took}{accuracy}")
+    if run.files.report.is_file():
+        render.say(f"  {run.files.report}   # curves and samples, for a browser")
+    render.say(f"  rlctl runs show {run.name}   # the same in this terminal")
 
 
 def _follow(run: Run, process: subprocess.Popen[bytes], launcher: Any) -> int:
@@ -74,7 +88,8 @@ def _follow(run: Run, process: subprocess.Popen[bytes], launcher: Any) -> int:
                     render.step_line(row, progress.status.num_steps)
             if ended:
                 break
-            signals.act()
+            if (line := signals.act()) is not None:
+                (view.say if view else render.say)(line)
             time.sleep(POLL_S)
     code = process.returncode
     return code if code >= 0 else (INTERRUPTED if signals.count else FAILED)
@@ -100,17 +115,19 @@ class _Signals:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def act(self) -> None:
-        """Pass on what arrived since the last call."""
+    def act(self) -> str | None:
+        """Pass on what arrived since the last call; return what to tell the person."""
+        line = None
         if self.count > self._passed_on:
             self._passed_on += 1
             self._launcher.interrupt(self._run)
             if self._passed_on == 1:
-                render.say("saving; press again to kill")
+                line = "saving; press again to kill"
             elif self._kill_at is None:
                 self._kill_at = time.monotonic() + KILL_AFTER_S
         if self._kill_at is not None and time.monotonic() > self._kill_at:
             self._launcher.kill(self._run)
+        return line
 
     def _note(self, number: int, frame: Any) -> None:
         self.count += 1

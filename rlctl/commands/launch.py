@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from rlctl.commands import _request, _show, _watch
 from rlctl.commands._request import FREE, FilesOption, RequestArgument
 from rlctl.launchers import preflight
 from rlctl.render import OutputOption
+from rlctl_train.config.errors import UserError
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -29,7 +31,7 @@ def launch(
         bool, typer.Option("--dry-run", help="Show what would run, check it, write and start nothing.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without a question.")] = False,
-    local: Annotated[bool, typer.Option("--local", help="Run on this machine (the default).")] = True,
+    local: Annotated[bool, typer.Option("--local", help="Run on this machine, which is the default.")] = False,
     output: OutputOption = "text",
 ) -> None:
     """Start a run from a preset or a file, and follow it to its end.
@@ -38,6 +40,7 @@ def launch(
     """
     request = _request.read(words, files, options=_request.options_of(ctx), name_needed=not files)
     config, root = request.resolved.config, request.settings.runs_root()
+    launcher = launchers.load(launchers.chosen({"local": local}))
     plan = planning.plan_here(config)
     run_name = name or rundir.auto_name(_base(request.name, files))
     rundir.check_name(root, run_name)
@@ -51,15 +54,18 @@ def launch(
             plan=plan.to_json(),
         ):
             _show.plan(plan)
-            render.say(f"would run {' '.join(_door())} {root / run_name}")
+            render.say(f"would run {' '.join(launcher.DOOR)} {root / run_name}")
         return
     _say_plan(plan)
     if (plan.notes or request.resolved.notes) and not yes and not render.ask("Start it?"):
         raise typer.Exit(0)
     origin = request.resolved.to_json() | {"asked_for": request.name}
     run = rundir.create(root, run_name, config=config.model_dump(mode="json"), plan=plan.to_json(), origin=origin)
-    launcher = launchers.load("local")
-    process = launcher.submit(run, cwd=Path.cwd(), environment=_watch.environment(os.environ, request.settings))
+    try:
+        process = launcher.submit(run, cwd=Path.cwd(), environment=_watch.environment(os.environ, request.settings))
+    except UserError:
+        shutil.rmtree(run.files.root)
+        raise
     raise typer.Exit(_watch.hand_over(run, process, launcher, detach=detach))
 
 
@@ -67,10 +73,6 @@ def _base(name: str | None, files: list[Path] | None) -> str:
     if name is not None:
         return Path(name).stem if catalog.is_file(name) else name
     return Path(files[-1]).stem if files else "run"
-
-
-def _door() -> tuple[str, ...]:
-    return launchers.load("local").DOOR
 
 
 def _say_plan(plan: Plan) -> None:

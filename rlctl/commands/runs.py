@@ -13,7 +13,7 @@ import typer
 from rlctl import compare, launchers, render, resolve, rundir, settings
 from rlctl.commands import _watch
 from rlctl.commands._group import HelpfulGroup
-from rlctl.follow import Tail, curves
+from rlctl.follow import Tail, Watch, curves
 from rlctl.render import OutputOption
 from rlctl_train.config.errors import FAILED, UserError
 
@@ -51,13 +51,24 @@ def list_runs(output: OutputOption = "text") -> None:
 def show(name: RunArgument, output: OutputOption = "text") -> None:
     """Show a run: where it stands, its totals, its curves."""
     run = _find(name)
-    status, summary, points = run.status(), run.summary(), curves(run)
+    watch = Watch(run)
+    watch.poll()
+    progress, summary, points = watch.progress(), run.summary(), curves(run)
+    status = progress.status
     if render.document(
         output, name=run.name, folder=str(run.files.root), status=asdict(status), summary=summary, curves=points
     ):
         return
-    facts = [("run", run.name), ("folder", str(run.files.root)), ("state", status.state), ("phase", status.phase)]
+    facts: list[tuple[str, Any]] = [
+        ("run", run.name),
+        ("folder", str(run.files.root)),
+        ("state", status.state),
+        ("phase", status.phase),
+    ]
     facts.append(("step", f"{status.step}/{status.num_steps}"))
+    if status.state not in rundir.ENDED:
+        facts += [("reward", progress.reward), ("accuracy", progress.accuracy), ("tokens/s", progress.tokens_per_s)]
+        facts.append(("left", None if progress.left_s is None else render.duration(progress.left_s)))
     facts += [(key, value) for key, value in (summary or {}).items() if key != "schema_version"]
     if run.files.hf.is_dir():
         facts.append(("model", str(run.files.hf)))
