@@ -127,7 +127,10 @@ def _on_device(phase: Phase, workload: Workload, layout: Layout) -> list[Need]:
         return [*everyone, Need("overhead", RAY_GIB * GIB, "assumed")]
     if workload.placement == "colocated":
         return trainer + rollout
-    return max(trainer, rollout, key=lambda needs: sum(need.bytes for need in needs))
+    if phase == "weight_sync":
+        return max(trainer, rollout, key=lambda needs: sum(need.bytes for need in needs))
+    # The side at work; the other one waits with less than it holds at its own work.
+    return rollout if phase == "generation" else trainer
 
 
 def _weakest(needs: Iterable[Need]) -> Origin:

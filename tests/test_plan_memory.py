@@ -1,0 +1,145 @@
+"""The memory model: sums, monotony, and totals that can be counted by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rlctl_hw.memory import PARTS, PHASES, kv_bytes_per_token, memory, peak_gib, phase_gib, role_params
+from rlctl_hw.types import Layout, Workload
+
+from tests.plans import TINY, built_in, workload, workloads
+
+GIB = 2**30
+ON_GPU = Layout(
+    device="cuda",
+    memory_gib=80.0,
+    trainer_devices=4,
+    rollout_devices=4,
+    compute_dtype="bfloat16",
+    rollout_dtype="bfloat16",
+    max_tokens_per_micro_batch=8192,
+    max_concurrent=16,
+    gpu_memory_share=0.5,
+)
+ON_CPU = replace(
+    ON_GPU, device="cpu", trainer_devices=1, rollout_devices=1, compute_dtype="float32", rollout_dtype="float32"
+)
+layouts = st.sampled_from(
+    [ON_GPU, ON_CPU, replace(ON_GPU, trainer_devices=1), replace(ON_GPU, compute_dtype="float32")]
+)
+
+
+def part(workload: Workload, layout: Layout, phase: str, name: str) -> float:
+    return sum(p.gib for p in memory(workload, layout) if (p.phase, p.part) == (phase, name))
+
+
+def all_phases(workload: Workload, layout: Layout) -> list[float]:
+    return [phase_gib(phase, workload, layout) for phase in PHASES if phase != "critic_update"]
+
+
+@given(workloads(), layouts)
+def test_parts_add_up_to_the_phase(asked: Workload, layout: Layout):
+    parts = memory(asked, layout)
+    for phase in {p.phase for p in parts}:
+        total = sum(p.gib for p in parts if p.phase == phase)
+        assert total == pytest.approx(phase_gib(phase, asked, layout))
+    assert {p.part for p in parts} <= set(PARTS)
+    assert all(p.gib > 0 for p in parts)
+    assert ("critic_update" in {p.phase for p in parts}) == ("critic" in asked.roles)
+
+
+@given(workloads(), layouts, st.integers(1, 5000))
+def test_longer_sequences_never_take_less(asked: Workload, layout: Layout, more: int):
+    longer = replace(asked, max_response_tokens=asked.max_response_tokens + more)
+    assert all(a <= b + 1e-9 for a, b in zip(all_phases(asked, layout), all_phases(longer, layout), strict=True))
+
+
+@given(workloads(), layouts, st.integers(1, 20000), st.integers(1, 300))
+def test_more_at_one_time_never_takes_less(asked: Workload, layout: Layout, tokens: int, rows: int):
+    fuller = replace(
+        layout,
+        max_tokens_per_micro_batch=layout.max_tokens_per_micro_batch + tokens,
+        max_concurrent=layout.max_concurrent + rows,
+    )
+    assert all(a <= b + 1e-9 for a, b in zip(all_phases(asked, layout), all_phases(asked, fuller), strict=True))
+
+
+@given(workloads(), layouts)
+def test_savers_never_cost_memory(asked: Workload, layout: Layout):
+    plain = replace(asked, gradient_checkpointing=False, offload_params=False, offload_optimizer=False)
+    saving = replace(asked, gradient_checkpointing=True, offload_params=True, offload_optimizer=True)
+    assert phase_gib("actor_update", saving, layout) <= phase_gib("actor_update", plain, layout) + 1e-9
+
+
+def test_states_are_sixteen_bytes_a_parameter_over_the_ranks():
+    asked = workload(built_in("7B"), roles=("actor",))
+    states = sum(part(asked, ON_GPU, "actor_update", name) for name in ("weights", "gradients", "optimizer"))
+    assert states == pytest.approx(16 * asked.shape.num_params / 4 / GIB)
+
+
+def test_a_reference_adds_weights_and_no_moments():
+    alone, both = workload(built_in("7B"), roles=("actor",)), workload(built_in("7B"))
+    quarter = both.shape.num_params / 4 / GIB
+    assert part(both, ON_GPU, "logprobs", "weights") - part(alone, ON_GPU, "logprobs", "weights") == pytest.approx(
+        4 * quarter
+    )
+    assert part(both, ON_GPU, "logprobs", "optimizer") == part(alone, ON_GPU, "logprobs", "optimizer")
+
+
+def test_a_critic_has_a_value_head_in_place_of_the_output_projection():
+    shape = built_in("7B")
+    assert role_params(shape, "critic") == shape.num_params - 152064 * 3584 + 3584
+    assert role_params(TINY, "critic") == TINY.num_params + 128
+
+
+def test_offloaded_states_leave_accelerators_and_stay_on_cpu():
+    asked = workload(offload_params=True, offload_optimizer=True, placement="split")
+    assert part(asked, ON_GPU, "actor_update", "optimizer") == 0
+    assert part(asked, ON_GPU, "optimizer_step", "optimizer") > 0
+    assert part(asked, ON_CPU, "generation", "optimizer") == pytest.approx(8 * TINY.num_params / GIB)
+
+
+def test_the_kv_cache_is_counted_by_hand():
+    assert kv_bytes_per_token(built_in("7B"), "bfloat16") == 2 * 28 * 4 * 128 * 2
+    asked = workload(built_in("7B"))
+    by_hand = 16 * (128 + 256) * 57344 / GIB
+    assert part(asked, ON_GPU, "generation", "kv_cache") == pytest.approx(by_hand)
+
+
+def test_vllm_fills_its_share_while_it_generates_and_little_while_it_sleeps():
+    asked = workload(built_in("0.5B"), rollout="vllm", placement="split", roles=("actor",))
+    assert phase_gib("generation", asked, ON_GPU) == pytest.approx(40)
+    beside = replace(asked, placement="colocated")
+    assert phase_gib("logprobs", beside, ON_GPU) - phase_gib("logprobs", asked, ON_GPU) < 2
+
+
+def test_split_devices_hold_one_side_only():
+    asked = workload(built_in("7B"), placement="split")
+    assert part(asked, ON_GPU, "generation", "optimizer") == 0
+    assert part(asked, ON_GPU, "actor_update", "kv_cache") == 0
+
+
+def test_on_cpu_every_process_counts():
+    one, two = workload(), workload()
+    more = replace(ON_CPU, trainer_devices=2, rollout_devices=2)
+    assert part(two, more, "generation", "overhead") == pytest.approx(
+        2 * part(one, ON_CPU, "generation", "overhead") - 1
+    )
+
+
+def test_the_logits_of_a_chunk_are_bounded_by_the_chunk():
+    asked = workload(built_in("0.5B"), prompts_per_step=256)
+    small = replace(asked, logits_chunk_tokens=128)
+    assert part(small, ON_GPU, "actor_update", "logits") == pytest.approx(
+        part(asked, ON_GPU, "actor_update", "logits") / 8
+    )
+
+
+def test_the_peak_is_the_fullest_phase():
+    parts = memory(workload(), ON_CPU)
+    phase, gib = peak_gib(parts)
+    assert gib == max(all_phases(workload(), ON_CPU))
+    assert phase in PHASES
