@@ -182,7 +182,10 @@ def _show_lengths(name: str, lengths: Lengths) -> None:
     facts = f"min {lengths.min}, mean {lengths.mean:.1f}, p95 {lengths.p95}, max {lengths.max}"
     render.heading(f"\n{name} tokens: {facts}")
     most = max(count for _, _, count in lengths.histogram)
-    bars = [(f"{low}-{high}", count, "#" * -(-BAR_WIDTH * count // most)) for low, high, count in lengths.histogram]
+    bars = [
+        (str(low) if low == high else f"{low}-{high}", count, "#" * -(-BAR_WIDTH * count // most))
+        for low, high, count in lengths.histogram
+    ]
     render.table(("TOKENS", "ROWS", ""), bars)
 
 

@@ -176,13 +176,19 @@ def supervised_rows(rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBas
 
 def _completion(row: PromptRow, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Return the tokens after the prompt and, for each, whether the assistant wrote it."""
+    end = tokenizer.eos_token_id
+    if not isinstance(end, int):
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} has no end-of-sequence token",
+            "set eos_token in its tokenizer_config.json, or set model.tokenizer to one that has it",
+            exit_code=PREFLIGHT,
+        )
     ids: list[int] = []
     mask: list[int] = []
     for text, is_assistant in _turns(row.record, tokenizer):
         turn = token_ids(tokenizer, [text])[0]
         if is_assistant:
-            assert isinstance(tokenizer.eos_token_id, int), "a chat tokenizer has an end-of-sequence token"
-            turn = [*turn, tokenizer.eos_token_id]
+            turn = [*turn, end]
         ids += turn
         mask += [int(is_assistant)] * len(turn)
     return ids, mask

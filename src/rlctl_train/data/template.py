@@ -38,4 +38,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Tokenise texts as they stand; special tokens come from the template's own text."""
-    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    if not texts:
+        return []
+    # Not verbose: whether a text is too long for the model is for the caller to judge.
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]

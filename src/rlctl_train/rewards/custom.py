@@ -48,6 +48,8 @@ def _caller(function: Callable[..., Any], config: CustomReward) -> Callable[[Gra
     if not takes_all:
         _refuse_unknown(set(config.kwargs) - named, config)
     firsts = _first_arguments(parameters, config)
+    by_position = [source for name, source in firsts.items() if name not in named]
+    renamed = {name: source for name, source in firsts.items() if name in named}
 
     def call(sample: GradedSample) -> Any:
         known = {
@@ -58,32 +60,30 @@ def _caller(function: Callable[..., Any], config: CustomReward) -> Callable[[Gra
             "data_source": sample.data_source,
             "extra_info": sample.extra,
         }
-        positional = [known[source] for source in firsts.values()]
         by_name = known if takes_all else {name: value for name, value in known.items() if name in named}
-        return function(*positional, **{name: value for name, value in by_name.items() if name not in firsts})
+        by_name = by_name | {name: known[source] for name, source in renamed.items()}
+        return function(*(known[source] for source in by_position), **by_name)
 
     return call
 
 
 def _first_arguments(parameters: Sequence[inspect.Parameter], config: CustomReward) -> dict[str, str]:
-    """Map leading arguments of names of the user's own choice to what they receive, in order."""
+    """Map the first arguments whose names mean nothing here to what they receive: response, then ground truth."""
     names = {p.name for p in parameters if p.kind is not p.POSITIONAL_ONLY}
-    sources = [] if names.intersection(RESPONSE_NAMES) else [RESPONSE_NAMES[0]]
+    has_response = bool(names.intersection(RESPONSE_NAMES))
+    sources = [] if has_response else [RESPONSE_NAMES[0]]
     sources += [] if "ground_truth" in names else ["ground_truth"]
-    open_names = []
-    for p in parameters:
-        if p.kind is p.VAR_POSITIONAL:
-            open_names += [f"*{i}" for i in range(len(sources) - len(open_names))]
-        elif p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD):
-            if p.name in KNOWN or p.name in config.kwargs or p.default is not p.empty:
-                break
-            open_names.append(p.name)
-    firsts = dict(zip(open_names, sources, strict=False))
-    if sources[:1] == [RESPONSE_NAMES[0]] and not firsts and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+    given = {*KNOWN, *config.kwargs}
+    plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    free = [p.name for p in plain if p.kind is p.POSITIONAL_ONLY or (p.name not in given and p.default is p.empty)]
+    kinds = {p.kind for p in parameters}
+    if not plain and inspect.Parameter.VAR_POSITIONAL in kinds:
+        free = [f"*{i}" for i in range(len(sources))]
+    if not has_response and not free and inspect.Parameter.VAR_KEYWORD not in kinds:
         raise UserError(
             f"reward.path: {config.path} takes no response", "write it as def score(response, ground_truth)"
         )
-    return firsts
+    return dict(zip(free, sources, strict=False))
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
