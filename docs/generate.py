@@ -1,0 +1,143 @@
+"""Write the reference pages that follow from code: `python docs/generate.py`, or `--check` to fail where one drifted.
+
+config.md    every key, from the pydantic classes     cli.md    every command, from the Typer app
+metrics.md   every metric, from the glossary
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+from typer.main import get_command
+
+from rlctl import app, schema
+from rlctl_train.config import RunConfig
+from rlctl_train.config.base import Config
+from rlctl_train.telemetry import glossary
+
+DOCS = Path(__file__).parent
+NOTE = "<!-- Made by docs/generate.py (`nox -s docs`); edit the code it reads, not this page. -->\n"
+HELP_WIDTH = 100
+
+
+def main(arguments: list[str]) -> int:
+    """Write the pages, or with `--check` only compare; return the number of pages that are out of date."""
+    stale = [name for name, text in pages().items() if not _is_current(DOCS / name, text)]
+    if "--check" in arguments:
+        for name in stale:
+            print(f"docs/{name} is out of date: run `nox -s docs`", file=sys.stderr)
+        return len(stale)
+    for name in stale:
+        (DOCS / name).write_text(pages()[name], encoding="utf-8")
+        print(f"wrote docs/{name}")
+    return 0
+
+
+def pages() -> dict[str, str]:
+    """Return every generated page by file name."""
+    return {"config.md": config_page(), "cli.md": cli_page(), "metrics.md": metrics_page()}
+
+
+def config_page() -> str:
+    """Return the reference of the configuration: one heading a section, one a variant."""
+    head = (
+        f"# Configuration\n\n{NOTE}\n"
+        "Presets and files are TOML with these sections; on the command line a key is written `section.key=value`.\n"
+        "Later ones win: default, your settings, preset, `-c` files, `RLCTL_SECTION__KEY`, command line. What\n"
+        "`rlctl config explain KEY` prints says where a value came from. Unknown keys are refused with the nearest one.\n"
+        "A section with several variants names its choice in `type`.\n\n"
+    )
+    return head + "\n".join(_section((), RunConfig, None))
+
+
+def cli_page() -> str:
+    """Return the help of every command, in the order of `rlctl --help`."""
+    blocks = [f"# Command line\n\n{NOTE}"]
+    blocks.append(_help("rlctl", get_command(app.app)))
+    for name in app.COMMANDS:
+        blocks += [_help(path, command) for path, command in _commands(f"rlctl {name}", app.load(name))]
+    return "\n".join(blocks)
+
+
+def metrics_page() -> str:
+    """Return the glossary with what a reader of metrics.jsonl must know."""
+    head = (
+        f"# Metrics\n\n{NOTE}\n"
+        "`metrics.jsonl` in the run folder has one JSON object a line: `step`, `phase` (`warm_start`, `train`,\n"
+        "`validation`, `checkpoint`), `time` (unix seconds) and the metrics below. Trackers get the same names;\n"
+        "a warm start's are prefixed with `warm_start/`. A value that is not finite is left out and named under\n"
+        "`non_finite`. `<x>` stands for any word, `{a,b}` for one of the words.\n\n"
+    )
+    return head + glossary.markdown()
+
+
+def _is_current(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
+def _section(path: schema.Path, model: type[Config], defaults: Config | None) -> Iterator[str]:
+    """Yield the lines of one config class and of the sections below it; `defaults` is an instance with its defaults."""
+    key, variant = ".".join(path), schema.tag(model)
+    if path:
+        kind = f", `type = {json.dumps(variant)}`" if variant else ""
+        yield f"{'#' * min(2 + (len(path) > 1), 3)} `{key}`{kind}\n"
+    yield f"{(model.__doc__ or '').strip()}\n"
+    nodes = schema.children((model,), path)
+    rows = [(node, _default(node, defaults)) for node in nodes.values() if node.path[-1] != "type"]
+    if rows:
+        yield "| key | type | default | meaning |\n|---|---|---|---|"
+        yield from (f"| {' | '.join(_cells(node, default))} |" for node, default in rows)
+        yield ""
+    for node, default in rows:
+        for below in node.models:
+            yield from _section(node.path, below, default if isinstance(default, below) else None)
+
+
+def _default(node: schema.Node, defaults: Config | None) -> Any:
+    """Return the default of a key where its section stands: a section may be given other defaults by its owner."""
+    return (
+        node.fields[0].get_default(call_default_factory=True) if defaults is None else getattr(defaults, node.path[-1])
+    )
+
+
+def _cells(node: schema.Node, default: Any) -> tuple[str, str, str, str]:
+    meaning = " ".join(node.description.split())
+    return f"`{node.key}`", _escape(node.type_text()), _escape(_default_text(default)), _escape(meaning)
+
+
+def _default_text(default: Any) -> str:
+    if default is PydanticUndefined:
+        return "required"
+    if default is None:
+        return "unset"
+    if isinstance(default, Config):
+        variant = schema.tag(type(default))
+        return f"`{variant}`" if variant else "see below"
+    return f"`{json.dumps(default)}`"
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """Yield a command and, depth first, the ones below it, hidden ones left out."""
+    if command.hidden:
+        return
+    yield path, command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from _commands(f"{path} {name}", below)
+
+
+def _help(path: str, command: Any) -> str:
+    context = command.make_context(path, [], resilient_parsing=True, terminal_width=HELP_WIDTH)
+    return f"## {path}\n\n```text\n{command.get_help(context)}\n```\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

