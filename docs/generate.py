@@ -48,8 +48,8 @@ def config_page() -> str:
     head = (
         f"# Configuration\n\n{NOTE}\n"
         "Presets and files are TOML with these sections; on the command line a key is written `section.key=value`.\n"
-        "Later ones win: default, your settings, preset, `-c` files, `RLCTL_SECTION__KEY`, command line. What\n"
-        "`rlctl config explain KEY` prints says where a value came from. Unknown keys are refused with the nearest one.\n"
+        "Later ones win: default, your settings, preset, `-c` files, `RLCTL_SECTION__KEY`, command line. To see where\n"
+        "a value came from: `rlctl config explain KEY`. Unknown keys are refused with the nearest spelling.\n"
         "A section with several variants names its choice in `type`.\n\n"
     )
     return head + "\n".join(_section((), RunConfig, None))
