@@ -30,8 +30,6 @@ class RowFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._table = _read(path)
-        if not {"prompt", "messages"}.intersection(self._table.column_names):
-            self.require("prompt")
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -43,11 +41,7 @@ class RowFile:
     def require(self, column: str) -> None:
         """Refuse a file without this column."""
         if not self.has(column):
-            raise UserError(
-                f"{self.path} has no column {column!r}, only {', '.join(self._table.column_names) or 'none it knows'}",
-                f"add {column!r} (see docs/data.md), or make the file with `rlctl data prep`",
-                exit_code=PREFLIGHT,
-            )
+            raise _missing(self.path, column, self._table.column_names)
 
     def record(self, row: int) -> dict[str, Any]:
         """Return one record; a row that cannot be used raises `RowError`."""
@@ -128,9 +122,20 @@ def _read(path: Path) -> pa.Table:
 def _read_file(file: Path) -> pa.Table:
     try:
         names = pq.read_schema(file).names
-        return pq.read_table(file, columns=[name for name in COLUMNS if name in names])
+        table = pq.read_table(file, columns=[name for name in COLUMNS if name in names])
     except (pa.ArrowException, OSError) as error:
         remedy = "write it again as parquet"
         if file.suffix in (".jsonl", ".json"):
             remedy = f"convert it: rlctl data prep jsonl --source {file} --out FOLDER"
         raise UserError(f"{file} is not readable as parquet: {error}", remedy, exit_code=PREFLIGHT) from error
+    if not {"prompt", "messages"}.intersection(names):
+        raise _missing(file, "prompt", names)
+    return table
+
+
+def _missing(path: Path, column: str, names: list[str]) -> UserError:
+    return UserError(
+        f"{path} has no column {column!r}, only {', '.join(names)}",
+        f"add {column!r} (see docs/data.md), or make the file with `rlctl data prep`",
+        exit_code=PREFLIGHT,
+    )
