@@ -6,7 +6,7 @@ import json
 from dataclasses import fields, replace
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from rlctl_hw.budgets import LIMIT_SHARE
 from rlctl_hw.explain import memory_table, sentences
@@ -33,6 +33,7 @@ def reason(made: Plan, key: str) -> str:
     return next(choice.reason for choice in made.choices if choice.key == key)
 
 
+@settings(max_examples=60)
 @given(workloads(), hardware)
 def test_a_plan_stays_within_its_budgets(asked: Workload, machine: Hardware):
     try:
@@ -48,6 +49,7 @@ def test_a_plan_stays_within_its_budgets(asked: Workload, machine: Hardware):
     assert 0 < made.object_store_gib < machine.host_memory_gib
 
 
+@settings(max_examples=60)
 @given(workloads(pin_sets), hardware)
 def test_pins_are_kept_or_refused(asked: Workload, machine: Hardware):
     try:
@@ -62,6 +64,7 @@ def test_pins_are_kept_or_refused(asked: Workload, machine: Hardware):
             assert getattr(made, FIELD_OF_PIN.get(field.name, field.name)) == pinned
 
 
+@settings(max_examples=60)
 @given(workloads(), hardware, st.floats(1.0, 4.0))
 def test_more_memory_never_lowers_a_budget(asked: Workload, machine: Hardware, factor: float):
     try:
@@ -74,6 +77,7 @@ def test_more_memory_never_lowers_a_budget(asked: Workload, machine: Hardware, f
     assert after.rollout_max_concurrent >= before.rollout_max_concurrent
 
 
+@settings(max_examples=60)
 @given(workloads(pin_sets), hardware)
 def test_a_plan_is_a_function_and_survives_json(asked: Workload, machine: Hardware):
     try:

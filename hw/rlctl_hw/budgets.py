@@ -12,8 +12,8 @@ from math import ceil, floor
 from rlctl_hw.memory import (
     DTYPE_BYTES,
     GIB,
-    MIB,
     Phase,
+    bucket_bytes,
     kv_bytes_per_token,
     phase_gib,
     rollout_needs,
@@ -31,6 +31,8 @@ MOST_VLLM_SHARE, STARTING_SHARE = 0.9, 0.92
 BYTES_PER_TOKEN_OF_BATCH = 64
 """A token of the travelling batch: ids, mask, and seven float32 or int64 columns."""
 STORE_STEP_GIB = 0.25
+BUCKETS_IN_FLIGHT = 6
+"""The sender runs at most four buckets ahead; one is being packed and one unpacked."""
 
 TRAINING_PHASES: tuple[Phase, ...] = ("logprobs", "actor_update", "critic_update")
 
@@ -99,16 +101,18 @@ def gpu_memory_share(workload: Workload, layout: Layout) -> Choice | None:
             key, share, "weights, process and rollout.kv_cache_gib; on CPU that key sets the cache", "formula"
         )
     least = ceil(100 * vllm_least_gib(workload, layout) / layout.memory_gib) / 100
-    residue = _trainer_residue_gib(workload, layout)
+    residue = _beside_vllm_gib(workload, layout)
     most = floor(100 * min(MOST_VLLM_SHARE, STARTING_SHARE - residue / layout.memory_gib)) / 100
     if most < least:
+        left_gib = max(0.0, STARTING_SHARE * layout.memory_gib - residue)
         raise DoesNotFit(
             f"vLLM needs {vllm_least_gib(workload, layout):.1f} GiB for the weights and one sequence of "
-            f"{workload.longest_tokens} tokens, but a device of {layout.memory_gib:.1f} GiB has "
-            f"{max(0.0, STARTING_SHARE * layout.memory_gib - residue):.1f} GiB beside the trainer's {residue:.1f} GiB",
+            f"{workload.longest_tokens} tokens, but a device of {layout.memory_gib:.1f} GiB has {left_gib:.1f} GiB "
+            f"beside {residue:.1f} GiB of the trainer and weights in transit",
             (),
         )
-    beside = f"what the sleeping trainer's {residue:.1f} GiB leave" if residue else "no trainer on these devices"
+    side = "weights in transit" if workload.placement == "split" else "the trainer and weights in transit"
+    beside = f"what {side}, {residue:.1f} GiB, leave beside it"
     return Choice(key, most, beside, "formula")
 
 
@@ -143,8 +147,7 @@ def object_store(workload: Workload, layout: Layout) -> Choice:
     """Choose the size of Ray's object store: the step's batch as made and as handed on, and weights in flight."""
     batch = 2 * workload.step_sequences * workload.longest_tokens * BYTES_PER_TOKEN_OF_BATCH
     width = DTYPE_BYTES[layout.rollout_dtype]
-    bucket = min(workload.bucket_mib * MIB, workload.shape.num_params * width)
-    buckets = 3 * max(bucket, workload.shape.vocab_size * workload.shape.hidden_size * width)
+    buckets = BUCKETS_IN_FLIGHT * bucket_bytes(workload, width)
     size = ceil((batch + buckets) / GIB / STORE_STEP_GIB) * STORE_STEP_GIB
     reason = f"{batch / GIB:.2f} GiB of batches and {buckets / GIB:.2f} GiB of weight buckets in flight"
     return Choice("ray.object_store_gib", size, reason, "assumed")
@@ -167,10 +170,14 @@ def _target(layout: Layout) -> float:
     return TARGET_SHARE * layout.memory_gib
 
 
-def _trainer_residue_gib(workload: Workload, layout: Layout) -> float:
+def _beside_vllm_gib(workload: Workload, layout: Layout) -> float:
+    """Return the most that is on vLLM's devices beside it while it is awake: in generation and in weight sync."""
+    asleep = sum(need.bytes for need in trainer_needs("generation", workload, layout))
+    sending = sum(need.bytes for need in trainer_needs("weight_sync", workload, layout))
+    received = 2 * bucket_bytes(workload, DTYPE_BYTES[layout.rollout_dtype])
     if workload.placement == "split":
-        return 0.0
-    return sum(need.bytes for need in trainer_needs("generation", workload, layout)) / GIB
+        return received / GIB
+    return max(asleep, sending + received) / GIB
 
 
 def _largest(fits: Callable[[int], bool], *, least: int, most: int, step: int) -> int:

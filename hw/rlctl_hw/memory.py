@@ -94,6 +94,12 @@ def role_params(shape: ModelShape, role: str) -> int:
     return shape.num_params + shape.hidden_size - (0 if shape.tied else shape.vocab_size * shape.hidden_size)
 
 
+def bucket_bytes(workload: Workload, width: int) -> float:
+    """Return the size of a bucket of weights of `width` bytes each; a larger tensor is a bucket of its own."""
+    bucket = min(workload.bucket_mib * MIB, workload.shape.num_params * MASTER_BYTES)
+    return max(bucket, _largest_tensor(workload.shape) * width)
+
+
 def trainer_needs(phase: Phase, workload: Workload, layout: Layout) -> list[Need]:
     """Return what all trainer roles of one rank hold during a phase."""
     busy = _busy_role(phase, workload)
@@ -174,8 +180,8 @@ def _states(role: str, phase: Phase, busy: bool, workload: Workload, layout: Lay
 def _working_set(role: str, phase: Phase, workload: Workload, layout: Layout) -> list[Need]:
     shape = workload.shape
     if phase == "weight_sync":
-        # One gathered tensor on top of the bucket that waits for it.
-        return [Need("buffers", _largest_tensor(shape) * MASTER_BYTES + _buckets(workload, MASTER_BYTES))]
+        # One gathered tensor on top of the bucket that waits for it and its copy as sent.
+        return [Need("buffers", _largest_tensor(shape) * MASTER_BYTES + 2 * bucket_bytes(workload, MASTER_BYTES))]
     if phase == "optimizer_step":
         # AdamW over lists of tensors makes one temporary copy of the parameters' size.
         return [Need("buffers", role_params(shape, role) / layout.trainer_devices * MASTER_BYTES)]
@@ -241,12 +247,6 @@ def _largest_tensor(shape: ModelShape) -> int:
     return shape.hidden_size * max(shape.vocab_size, shape.intermediate_size, shape.num_heads * shape.head_dim)
 
 
-def _buckets(workload: Workload, width: int) -> float:
-    """Return two buckets of weights, as gathered and as sent; a larger tensor is a bucket of its own."""
-    bucket = min(workload.bucket_mib * MIB, workload.shape.num_params * MASTER_BYTES)
-    return 2 * max(bucket, _largest_tensor(workload.shape) * width)
-
-
 def _hf_needs(phase: Phase, workload: Workload, layout: Layout) -> list[Need]:
     """On accelerators a sleeping engine keeps its context only; on CPU it keeps weights and cache."""
     shape, width = workload.shape, DTYPE_BYTES[layout.rollout_dtype]
@@ -270,20 +270,20 @@ def _hf_needs(phase: Phase, workload: Workload, layout: Layout) -> list[Need]:
     held = [overhead, weights, cache] if on_cpu else [overhead]
     if phase != "weight_sync":
         return held
-    return [*(held if on_cpu else [overhead, weights]), Need("buffers", _buckets(workload, width))]
+    return [*(held if on_cpu else [overhead, weights]), Need("buffers", 2 * bucket_bytes(workload, width))]
 
 
 def _vllm_needs(phase: Phase, workload: Workload, layout: Layout) -> list[Need]:
     weights = Need("weights", rollout_weight_bytes(workload, layout))
     sync = phase == "weight_sync"
-    bucket = Need("buffers", _buckets(workload, DTYPE_BYTES[layout.rollout_dtype]) if sync else 0.0)
+    bucket = Need("buffers", 2 * bucket_bytes(workload, DTYPE_BYTES[layout.rollout_dtype]) if sync else 0.0)
     if layout.device == "cpu":
         # Sleep does nothing on CPU.
         cache = Need("kv_cache", workload.kv_cache_gib * GIB)
         return [weights, cache, bucket, Need("overhead", CPU_VLLM_GIB * GIB, "assumed")]
-    if phase == "generation":
+    if phase == "generation" or sync:
+        # It wakes as a whole: its cache is there while weights arrive.
         taken = layout.gpu_memory_share * layout.memory_gib * GIB
         cache = Need("kv_cache", max(0.0, taken - weights.bytes - VLLM_WORKING_GIB * GIB))
-        return [weights, cache, Need("overhead", VLLM_WORKING_GIB * GIB, "assumed")]
-    asleep = Need("overhead", VLLM_ASLEEP_GIB * GIB, "assumed")
-    return [weights, bucket, asleep] if sync else [asleep]
+        return [weights, cache, bucket, Need("overhead", VLLM_WORKING_GIB * GIB, "assumed")]
+    return [Need("overhead", VLLM_ASLEEP_GIB * GIB, "assumed")]

@@ -174,8 +174,9 @@ def _notes(
     parts: tuple[MemoryPart, ...],
 ) -> list[str]:
     notes = []
-    phase, peak = peak_gib(parts)
-    if peak > TARGET_SHARE * layout.memory_gib and phase != "generation":
+    # vLLM takes its share whole: its phases are full by choice.
+    phase, peak = peak_gib(part for part in parts if part.phase not in ("generation", "weight_sync"))
+    if peak > TARGET_SHARE * layout.memory_gib:
         notes.append(f"tight: {phase} is predicted to take {peak:.1f} of {layout.memory_gib:.1f} GiB")
     if store_gib > hardware.shm_gib:
         notes.append(
