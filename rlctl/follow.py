@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rlctl.rundir import Run, Status
+if TYPE_CHECKING:  # `rlctl preset ls` prints without looking at a run, and starts faster so
+    from rlctl.rundir import Run, Status
 
 Row = Mapping[str, Any]
 RECENT_STEPS = 20
@@ -71,7 +71,7 @@ class Watch:
     def progress(self) -> Progress:
         """Return where the run stands by what was polled so far."""
         status = self._run.status()
-        pace = statistics.median(self._recent_s) if self._recent_s else None
+        pace = sum(self._recent_s) / len(self._recent_s) if self._recent_s else None
         left = None if pace is None else max(0, status.num_steps - status.step) * pace
         return Progress(status, self._last["reward"], self._last["accuracy"], self._last["tokens_per_s"], left)
 
@@ -89,7 +89,7 @@ class Watch:
 def accuracy(row: Row) -> float | None:
     """Return the held-out accuracy of a validation row (mean over data sources), or None."""
     values = [v for name, v in row.items() if name.startswith("val-core/") and "/acc/mean@" in name]
-    return statistics.fmean(values) if values else None
+    return sum(values) / len(values) if values else None
 
 
 def parse_rows(lines: list[str]) -> list[Row]:
