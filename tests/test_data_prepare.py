@@ -122,6 +122,12 @@ def test_a_missing_key_names_the_line_and_the_keys_there_are(tmp_path: Path) -> 
         from_jsonl(source, tmp_path / "out")
 
 
+def test_a_key_no_line_has_is_said_once(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "my.jsonl", *({"question": "a", "answer": i} for i in range(9)))
+    with pytest.raises(UserError, match="every line: no 'prompt', only 'question', 'answer'"):
+        from_jsonl(source, tmp_path / "out")
+
+
 def test_held_out_rows_share_no_prompt_with_the_rest(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "my.jsonl", *({"prompt": f"p{i // 2}", "answer": i} for i in range(100)))
     from_jsonl(source, tmp_path / "out", num_val=10)
@@ -136,7 +142,7 @@ def test_held_out_rows_share_no_prompt_with_the_rest(tmp_path: Path) -> None:
     [
         (b"", "holds no lines"), (b"\n\r\n", "holds no lines"), (b'{"a": 1}\nnot json\n', "line 2: not JSON"),
         (b"[1]", "line 1: a JSON array"), (b'{"a": "\xff"}', "line 1: not UTF-8"), (b"[" * 100000, "nested too deeply"),
-        (b"x\n" * 9, "and 4 more"),
+        (b"{}\n" + b"x\n" * 9, "and 4 more"),
     ],
 )  # fmt: skip
 def test_bad_lines_are_named_by_number(tmp_path: Path, data: bytes, problem: str) -> None:

@@ -24,22 +24,29 @@ class Line:
 def read_jsonl(path: Path, *required: str) -> list[Line]:
     """Return every object of the file; all lines that are none, or lack a required key, are refused at once."""
     lines: list[Line] = []
-    problems: list[str] = []
+    problems: list[tuple[int, str]] = []
     for number, raw in enumerate(_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not raw.strip():
             continue
         value = _parsed(raw)
         if isinstance(value, str):
-            problems.append(f"line {number}: {value}")
+            problems.append((number, value))
         elif missing := [key for key in required if key not in value]:
-            problems.append(f"line {number}: no {' and no '.join(map(repr, missing))}, only {_names(value)}")
+            problems.append((number, f"no {' and no '.join(map(repr, missing))}, only {_names(value)}"))
         else:
             lines.append(Line(number, value))
     if problems:
-        raise UserError(f"{path}: {listed(problems)}", "mend or remove these lines: each must be one JSON object")
+        raise _refusal(path, problems, num_good=len(lines))
     if not lines:
         raise UserError(f"{path} holds no lines", "give a file with one JSON object a line")
     return lines
+
+
+def _refusal(path: Path, problems: list[tuple[int, str]], num_good: int) -> UserError:
+    if num_good == 0 and len(problems) > 1 and len({what for _, what in problems}) == 1:
+        return UserError(f"{path}: every line: {problems[0][1]}", "name the file, and the keys, that fit each other")
+    named = listed([f"line {number}: {what}" for number, what in problems])
+    return UserError(f"{path}: {named}", "mend or remove these lines: each must be one JSON object with all keys")
 
 
 def listed(problems: list[str]) -> str:

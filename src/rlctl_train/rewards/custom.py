@@ -26,7 +26,7 @@ def make(config: CustomReward) -> Grader:
         function = load_user_object(config.path)
     except UserCodeError as error:
         raise UserError(
-            f"reward.path: {error}", "set reward.path=FILE.py:FUNCTION to a function that imports"
+            f"reward.path: {error}", "name it as FILE.py:FUNCTION, a function in a file that imports"
         ) from error
     if not callable(function) or inspect.iscoroutinefunction(function):
         kind = "async" if callable(function) else "no function"
