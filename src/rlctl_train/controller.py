@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from rlctl_train.cluster import collect
 from rlctl_train.config.algo import PpoConfig, SftConfig
-from rlctl_train.config.errors import FAILED, UserError
 from rlctl_train.data.balance import balance
 from rlctl_train.data.loader import PromptRow, supervised_rows
 from rlctl_train.health import check_logprob_gap
@@ -28,6 +28,7 @@ from rlctl_train.prepare import Materials
 from rlctl_train.rollout.base import Sampling
 from rlctl_train.scoring import ScoreWorker
 from rlctl_train.status import Status
+from rlctl_train.sync.transfer import compare
 from rlctl_train.workers import EngineWorker, RolloutWorker, WorkerSpec
 
 Metrics = dict[str, float]
@@ -76,6 +77,7 @@ class Controller:
         self._engines: dict[str, list[Any]] = {}
         self._rollouts: list[Any] = []
         self._scorer: Any = None
+        self._group: PlacementGroup | None = None
         self.names: dict[str, str] = {}
         """Actor id -> what a person calls it, for messages about dead workers."""
 
@@ -83,7 +85,7 @@ class Controller:
 
     def start(self) -> None:
         """Make every actor, form the trainer's process groups, and load the models."""
-        group = reserve(self._layout, timeout_s=self._config.ray.start_timeout_s)
+        group = self._group = reserve(self._layout, timeout_s=self._config.ray.start_timeout_s)
         spec = ray.put(self._spec)
         for role, slots in self._layout.slots.items():
             kind: Any = RolloutWorker if role == "rollout" else EngineWorker
@@ -261,12 +263,8 @@ class Controller:
             version = self.version + 1
             received = collect([actor.finish_update.remote(version) for actor in self._rollouts])
             expected = ray.get(last)
-            if any(checksum != expected for checksum in received):
-                raise UserError(
-                    f"weights of version {version} did not arrive whole: sent {expected}, received {received}",
-                    "a fault of the transport or the rollout engine, not of the config; resume from the last checkpoint",
-                    exit_code=FAILED,
-                )
+            for held in received:
+                compare(expected, held, version)
             self.version = version
 
     def _relay(self, stream: Iterator[ray.ObjectRef]) -> Iterator[Any]:
@@ -307,9 +305,11 @@ class Controller:
             collect([actor.export.remote(folder) for actor in self._engines["actor"]])
 
     def stop(self) -> None:
-        """End every worker."""
+        """End every worker and give its devices back."""
         for actor in self._everyone():
             ray.kill(actor)
+        if self._group is not None:
+            remove_placement_group(self._group)
 
     # Helpers
 

@@ -20,6 +20,7 @@ from rlctl_train.evaluate import evaluate_folder
 from rlctl_train.placement import lay_out
 from rlctl_train.prepare import prepare
 from rlctl_train.status import Status
+from rlctl_train.sync.transfer import SyncError
 from rlctl_train.telemetry.metrics import MetricsWriter
 from rlctl_train.telemetry.report import write_report
 from rlctl_train.training import STATE, Context, Stage, StopFlag, Totals, warm_start_config
@@ -94,6 +95,13 @@ def explain(error: Exception) -> UserError:
         return cause
     if isinstance(error, UserError):
         return error
+    if isinstance(error, SyncError):
+        return UserError(
+            str(error),
+            "a fault of the transport or the rollout engine, not of the config: `rlctl runs resume` goes back to the "
+            "last checkpoint",
+            exit_code=FAILED,
+        )
     if isinstance(error, ActorDiedError):
         return UserError(
             f"a worker process died: {str(error).strip().splitlines()[0]}",

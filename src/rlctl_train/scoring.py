@@ -57,7 +57,7 @@ class ScoreWorker:
         rewards = torch.zeros(batch["response_mask"].shape)
         rewards[torch.arange(len(grades)), batch["response_len"] - 1] = score
         graded = [
-            {**record, "response_text": sample.response, "score": grade.score, "reason": grade.reason}
+            {**record, "response_text": sample.response, "score": grade.score, "accuracy": grade.accuracy, "reason": grade.reason}
             for record, sample, grade in zip(records, samples, grades, strict=True)
         ]
         return Batch({"score": score, "rewards": rewards}, tuple(graded)), _grade_metrics(grades)

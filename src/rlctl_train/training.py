@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from rlctl_hw.types import Plan
@@ -74,7 +74,9 @@ class Stage:
         self._num_devices = max(plan.trainer_devices, plan.rollout_devices)
         self._flow = load(FLOWS, config.algo.type)
         self._store = CheckpointStore(self._files.checkpoints, config.checkpoint.keep_last)
-        self._loader = PromptLoader(self._materials.train_path, self._materials.tokenizer, config.data, config.seed)
+        self._loader = PromptLoader(
+            self._materials.train_path, self._materials.tokenizer, config.data, config.seed, needs=_needs(config)
+        )
         self._val_rows = self._read_val_rows()
         self.totals = Totals()
 
@@ -201,12 +203,9 @@ class Stage:
         path = self._materials.val_path
         if path is None:
             return []
-        loader = PromptLoader(
-            path,
-            self._materials.tokenizer,
-            self._config.data.model_copy(update={"shuffle": False}),
-            self._config.seed,
-        )
+        in_order = self._config.data.model_copy(update={"shuffle": False})
+        needs = "response" if self._config.reward is None else None
+        loader = PromptLoader(path, self._materials.tokenizer, in_order, self._config.seed, needs=needs)
         return loader.next_batch(min(self._config.validation.max_prompts, len(loader)))
 
 
@@ -234,6 +233,13 @@ def warm_start_config(config: RunConfig, warm: WarmStartConfig) -> RunConfig:
             "validation": ValidationConfig(every_steps=0),
         }
     )
+
+
+def _needs(config: RunConfig) -> Literal["ground_truth", "response"] | None:
+    """Return what every row must have: a response to learn from, or an answer to compare with."""
+    if isinstance(config.algo, SftConfig):
+        return "response"
+    return None if config.reward is not None and config.reward.type == "custom" else "ground_truth"
 
 
 def _due(step: int, every: int) -> bool:

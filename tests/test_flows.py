@@ -1,0 +1,33 @@
+"""Flows read like the paper: each step calls the verbs in order, and nothing else."""
+
+from typing import Any
+
+from rlctl_train.flows import on_policy, supervised
+
+
+class Recorder:
+    """A run that writes down which verbs were called."""
+
+    def __init__(self) -> None:
+        self.called: list[str] = []
+
+    def __getattr__(self, verb: str) -> Any:
+        def call(*_: Any) -> str:
+            self.called.append(verb)
+            return "batch"
+
+        return call
+
+
+def test_the_on_policy_step_generates_judges_learns_and_syncs() -> None:
+    run = Recorder()
+    on_policy.step(run, [])
+    assert run.called == [
+        "generate", "score", "logprobs", "values", "advantages", "update_critic", "update_actor", "sync",
+    ]  # fmt: skip
+
+
+def test_the_supervised_step_reads_and_learns() -> None:
+    run = Recorder()
+    supervised.step(run, [])
+    assert run.called == ["read", "update_supervised"]

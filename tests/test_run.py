@@ -1,0 +1,62 @@
+"""Whole runs through Ray: `python -m rlctl_train RUN_DIR` from an empty folder to an exported model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests import runs
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_grpo_run_leaves_everything_it_promises(tmp_path: Path) -> None:
+    files = runs.make_run(
+        tmp_path / "run", plan={"trainer_devices": 2, "rollout_devices": 2}, warm_start={"num_steps": 3}
+    )
+    assert runs.run(files) == 0, runs.log(files)
+    assert runs.status(files)["state"] == "done"
+    assert [line["step"] for line in runs.lines(files)] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in runs.lines(files, "validation")] == [0, 3, 6]
+    assert len(runs.lines(files, "warm_start")) == 3
+    first = runs.lines(files)[0]
+    assert first["health/logprob_gap"] < 1e-4
+    for name in ("actor/pg_loss", "actor/entropy", "actor/lr", "timing_s/gen", "timing_s/update_weights"):
+        assert name in first
+    summary = json.loads(files.summary.read_text())
+    assert {"val_accuracy_start", "val_accuracy_end", "steps", "wall_s", "tokens_per_s"} <= summary.keys()
+    assert (files.samples / "step_000006.jsonl").read_text().count("\n") == 8
+    assert files.report.exists() and files.curves.exists()
+    AutoModelForCausalLM.from_pretrained(files.hf)
+    assert AutoTokenizer.from_pretrained(files.hf).chat_template
+
+
+def test_ppo_with_roles_split_over_devices_and_every_kl_term(tmp_path: Path) -> None:
+    files = runs.make_run(
+        tmp_path / "run",
+        placement="split",
+        algo={
+            "type": "ppo",
+            "group_size": 2,
+            "critic_optim": {"lr": 1e-3},
+            "kl_in_reward": {"type": "adaptive", "coef": 0.1},
+            "kl_loss_coef": 0.05,
+            "entropy_coef": 0.01,
+        },
+        trainer={"num_steps": 3, "mini_batches_per_step": 2, "epochs_per_step": 2},
+    )
+    assert runs.run(files) == 0, runs.log(files)
+    last = runs.lines(files)[-1]
+    for name in ("critic/vf_loss", "actor/kl_loss", "actor/reward_kl_penalty_coeff", "critic/grad_norm"):
+        assert name in last
+    assert last["actor/reward_kl_penalty_coeff"] != 0.1
+
+
+def test_supervised_training_alone_lowers_the_held_out_loss(tmp_path: Path) -> None:
+    files = runs.make_run(tmp_path / "run", algo={"type": "sft"}, reward=None, trainer={"prompts_per_step": 16})
+    assert runs.run(files) == 0, runs.log(files)
+    losses = [line["val/loss"] for line in runs.lines(files, "validation")]
+    assert losses[-1] < losses[0]
