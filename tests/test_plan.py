@@ -186,6 +186,12 @@ def test_an_object_store_larger_than_the_host_is_refused():
     assert "ray.object_store_gib" in refusal(workload(pins=Pins(object_store_gib=100.0)), "cpu:2").what
 
 
+def test_a_host_too_small_to_load_or_to_offload_is_refused():
+    machine = replace(parse_hardware("h100:8"), host_memory_gib=40.0)
+    with pytest.raises(DoesNotFit, match="the host needs"):
+        plan(workload(built_in("7B")), machine)
+
+
 def test_sequences_beyond_the_models_reach_are_refused():
     short = replace(TINY, max_position=300)
     assert "set rollout.max_response_tokens=172" in refusal(workload(short), "cpu:2").remedies

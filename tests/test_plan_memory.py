@@ -115,6 +115,23 @@ def test_vllm_fills_its_share_while_it_generates_and_little_while_it_sleeps():
     assert phase_gib("logprobs", beside, ON_GPU) - phase_gib("logprobs", asked, ON_GPU) < 2
 
 
+def test_vllm_is_whole_while_weights_arrive():
+    asked = workload(built_in("0.5B"), rollout="vllm")
+    assert part(asked, ON_GPU, "weight_sync", "kv_cache") == part(asked, ON_GPU, "generation", "kv_cache") > 30
+
+
+def test_shared_prompts_cost_attention_places():
+    alone, grouped = workload(group_size=1, prompts_per_step=128), workload(group_size=8, prompts_per_step=16)
+    assert part(grouped, ON_GPU, "actor_update", "activations") > part(alone, ON_GPU, "actor_update", "activations")
+
+
+def test_one_rank_in_float32_gathers_nothing():
+    asked = workload(built_in("0.5B"))
+    one = replace(ON_GPU, trainer_devices=1, compute_dtype="float32", rollout_devices=1)
+    assert part(asked, one, "logprobs", "buffers") == 0
+    assert part(asked, replace(one, trainer_devices=2, rollout_devices=2), "logprobs", "buffers") > 0.4
+
+
 def test_split_devices_hold_one_side_only():
     asked = workload(built_in("7B"), placement="split")
     assert part(asked, ON_GPU, "generation", "optimizer") == 0

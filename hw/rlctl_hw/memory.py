@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from rlctl_hw.types import Dtype, Layout, MemoryPart, ModelShape, Origin, Workload
+from rlctl_hw.types import DeviceKind, Dtype, Layout, MemoryPart, ModelShape, Origin, Workload
 
 Phase = Literal["generation", "logprobs", "actor_update", "critic_update", "optimizer_step", "weight_sync"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -33,6 +33,8 @@ CPU_PROCESS_GIB = 0.6
 """Resident size of a worker process after importing torch, transformers and ray, and in use."""
 CPU_VLLM_GIB = 1.2
 """Resident size of a vLLM process on CPU beside weights and KV cache."""
+SLOTS_PER_TOKEN, SLOTS_PER_TOKEN_PADDED = 2, 4
+"""Attention places per token: responses share their prompt's tokens, attention does not; in float32, and off CUDA, it also pads."""
 PREFILL_TOKENS = 8192
 """Prompt tokens that the Hugging Face engine computes in one pass, or one prompt if that is longer."""
 RAY_GIB = 1.0
@@ -183,15 +185,18 @@ def _working_set(role: str, phase: Phase, workload: Workload, layout: Layout) ->
         # One gathered tensor on top of the bucket that waits for it and its copy as sent.
         return [Need("buffers", _largest_tensor(shape) * MASTER_BYTES + 2 * bucket_bytes(workload, MASTER_BYTES))]
     if phase == "optimizer_step":
-        # AdamW over lists of tensors makes one temporary copy of the parameters' size.
-        return [Need("buffers", role_params(shape, role) / layout.trainer_devices * MASTER_BYTES)]
+        # AdamW over lists of tensors makes a temporary copy of the parameters' size where it has no fused kernel.
+        unfused = role_params(shape, role) / layout.trainer_devices if layout.device == "ascend" else 0.0
+        return [Need("buffers", unfused * MASTER_BYTES)]
     backward = phase != "logprobs"
     sequences = workload.mini_batch_sequences if backward else workload.step_sequences
     own_tokens = -(-sequences // layout.trainer_devices) * workload.longest_tokens
     tokens = min(layout.max_tokens_per_micro_batch, own_tokens)
     return [
         Need("buffers", _gathered(role, backward, workload, layout)),
-        Need("activations", tokens * _activation_bytes_per_token(backward, workload, layout.compute_dtype)),
+        Need(
+            "activations", tokens * _activation_bytes_per_token(backward, workload, layout.device, layout.compute_dtype)
+        ),
         Need("logits", 0.0 if role == "critic" else _logits_bytes(tokens, backward, workload, layout.compute_dtype)),
     ]
 
@@ -199,15 +204,15 @@ def _working_set(role: str, phase: Phase, workload: Workload, layout: Layout) ->
 def _gathered(role: str, backward: bool, workload: Workload, layout: Layout) -> float:
     """Return unsharded parameters and gradients: the layer at work, the next one, embedding and head.
 
-    One rank gathers nothing, but bfloat16 computes on a cast copy of everything.
+    One rank that computes in float32 has nothing to gather or to cast.
     """
     shape, width = workload.shape, DTYPE_BYTES[layout.compute_dtype]
     params = role_params(shape, role)
     root = _root_params(shape, role)
     layer = (params - root) / shape.num_layers
     gradients = (layer + root) * (width + MASTER_BYTES) if backward else 0.0
-    if layout.trainer_devices == 1:
-        return (0.0 if width == MASTER_BYTES else params * width) + gradients
+    if layout.trainer_devices == 1 and width == MASTER_BYTES:
+        return gradients
     gathered = 2 * layer + root if workload.reshard_after_forward else params
     return gathered * width + gradients
 
@@ -217,12 +222,12 @@ def _root_params(shape: ModelShape, role: str) -> int:
     return tables * shape.vocab_size * shape.hidden_size + shape.hidden_size
 
 
-def _activation_bytes_per_token(backward: bool, workload: Workload, dtype: Dtype) -> float:
+def _activation_bytes_per_token(backward: bool, workload: Workload, device: DeviceKind, dtype: Dtype) -> float:
     """Return what autograd keeps per token, counted over the tensors of transformers' decoder layer.
 
     Each norm keeps an fp32 copy of its input and two results (4h + 2bh); attention keeps queries, keys, values and
-    two results (b(3q + 2kv)); the gated MLP keeps four tensors of its width (4bf). In bfloat16 a Qwen2 layer measured
-    3032 bytes where this gives 3072.
+    a result per slot (b(2q + 2kv)) and the result per token (bq); the gated MLP keeps four tensors of its width
+    (4bf). In bfloat16 a small Qwen2 layer measured 3032 bytes where this gives 3072.
     """
     shape, width = workload.shape, DTYPE_BYTES[dtype]
     hidden, ffn = shape.hidden_size, shape.intermediate_size
@@ -230,7 +235,10 @@ def _activation_bytes_per_token(backward: bool, workload: Workload, dtype: Dtype
     working = 4 * hidden + width * (3 * ffn + 2 * hidden)
     if not backward:
         return working + width * (hidden + 2 * query + 2 * key_value)
-    layer = 2 * (4 * hidden + 2 * width * hidden) + width * (3 * query + 2 * key_value) + 4 * width * ffn
+    dense = device == "cuda" and dtype == "bfloat16"
+    slots = min(workload.group_size, SLOTS_PER_TOKEN if dense else SLOTS_PER_TOKEN_PADDED)
+    attention = width * (slots * 2 * (query + key_value) + query)
+    layer = 2 * (4 * hidden + 2 * width * hidden) + attention + 4 * width * ffn
     last_norm = 4 * hidden + 2 * width * hidden
     if workload.gradient_checkpointing:
         return shape.num_layers * width * hidden + layer + last_norm + working
@@ -263,7 +271,10 @@ def _hf_needs(phase: Phase, workload: Workload, layout: Layout) -> list[Need]:
             cache,
             # A cache that grows is copied: old and new exist at one time.
             replace(cache, part="buffers"),
-            Need("activations", prompt_tokens * _activation_bytes_per_token(False, workload, layout.rollout_dtype)),
+            Need(
+                "activations",
+                prompt_tokens * _activation_bytes_per_token(False, workload, layout.device, layout.rollout_dtype),
+            ),
             # Logits as computed, in fp32, as log-softmax, as probabilities, as their running sum.
             Need("logits", rows * shape.vocab_size * (width + 4 * 4)),
         ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlctl_hw import budgets, placing
 from rlctl_hw.budgets import LIMIT_SHARE, TARGET_SHARE
-from rlctl_hw.memory import GIB, memory, peak_gib, role_params, rollout_weight_bytes
+from rlctl_hw.memory import GIB, MASTER_BYTES, MOMENT_BYTES, memory, peak_gib, role_params, rollout_weight_bytes
 from rlctl_hw.remedies import remedies_for
 from rlctl_hw.types import Choice, DoesNotFit, Hardware, Layout, MemoryPart, Plan, Workload
 
@@ -141,9 +141,12 @@ def _check_device(parts: tuple[MemoryPart, ...], layout: Layout) -> None:
 
 
 def _check_host(workload: Workload, hardware: Hardware, layout: Layout, store_gib: float) -> None:
-    need = store_gib + _offloaded_gib(workload, hardware, layout)
     if layout.device == "cpu":
-        need += peak_gib(memory(workload, layout))[1]
+        need = store_gib + peak_gib(memory(workload, layout))[1]
+    else:
+        # The first rank of each role reads the whole model; later each rank keeps what is offloaded.
+        loading = sum(role_params(workload.shape, role) for role in workload.roles) * MASTER_BYTES / GIB
+        need = store_gib + max(loading, _offloaded_gib(workload, hardware, layout))
     usable = hardware.host_memory_gib * (1.0 if layout.device == "cpu" else HOST_LIMIT_SHARE)
     if need > usable:
         raise DoesNotFit(
@@ -155,11 +158,9 @@ def _check_host(workload: Workload, hardware: Hardware, layout: Layout, store_gi
 
 def _offloaded_gib(workload: Workload, hardware: Hardware, layout: Layout) -> float:
     """Return what one node keeps in host memory: parameters, moments, the weights of a sleeping rollout engine."""
-    if layout.device == "cpu":
-        return 0.0
     shards = {role: role_params(workload.shape, role) / layout.trainer_devices for role in workload.roles}
-    params = sum(shards.values()) * 4 if workload.offload_params else 0.0
-    moments = sum(shard for role, shard in shards.items() if role != "reference") * 8
+    params = sum(shards.values()) * MASTER_BYTES if workload.offload_params else 0.0
+    moments = sum(shard for role, shard in shards.items() if role != "reference") * MOMENT_BYTES
     asleep = rollout_weight_bytes(workload, layout) if workload.placement == "colocated" else 0
     per_device = params + (moments if workload.offload_optimizer else 0.0) + asleep
     return per_device * min(layout.trainer_devices, len(hardware.devices)) / GIB
