@@ -34,7 +34,7 @@ CPU_PROCESS_GIB = 0.6
 CPU_VLLM_GIB = 1.2
 """Resident size of a vLLM process on CPU beside weights and KV cache."""
 SLOTS_PER_TOKEN, SLOTS_PER_TOKEN_PADDED = 2, 4
-"""Attention places per token: responses share a prompt's tokens, attention does not; off CUDA and in float32 it also pads."""
+"""Attention places per token: responses share a prompt and attention does not; off CUDA and in float32 it also pads."""
 PREFILL_TOKENS = 8192
 """Prompt tokens that the Hugging Face engine computes in one pass, or one prompt if that is longer."""
 RAY_GIB = 1.0
