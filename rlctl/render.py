@@ -21,6 +21,7 @@ from rlctl.plot import braille
 SCHEMA_VERSION = 1
 Output = Literal["text", "json", "yaml"]
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Form of the answer: text, json or yaml.")]
+STEP_WORDS = {"train": "step", "validation": "validation at step", "warm_start": "warm start"}
 PIPE_WIDTH = 4000
 """Columns of a stdout that is no terminal: nothing is cut that another program reads."""
 
@@ -45,6 +46,7 @@ def text(line: str) -> None:
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> None:
     """Print a table of data."""
     grid = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    grid.columns[0].no_wrap = True
     grid.columns[-1].overflow = "fold"
     for row in rows:
         grid.add_row(*(Text(cell(value)) for value in row))
@@ -103,8 +105,10 @@ def plots(curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
 
 
 def step_line(row: Row, num_steps: int) -> None:
-    """Print one line for one step (or validation) of a run."""
-    phase = {"train": "step", "validation": "validation at step", "warm_start": "warm start"}[row["phase"]]
+    """Print one line for a step, or for a validation; other rows of the metrics are not for the eye."""
+    phase = STEP_WORDS.get(row["phase"])
+    if phase is None:
+        return
     count = f"/{num_steps}" if row["phase"] == "train" else ""
     shown = {
         "reward": row.get("critic/score/mean"),

@@ -75,7 +75,7 @@ class Node:
     @property
     def description(self) -> str:
         """Return the meaning of the key, with its unit."""
-        return (self.fields[0].description or "").strip()
+        return " ".join((self.fields[0].description or "").split())
 
     def type_text(self) -> str:
         """Return the type in plain words."""
@@ -190,10 +190,11 @@ def _words(part: Any) -> str:
         return _one_of(get_args(part))
     if origin is tuple:
         inner = [e for e in get_args(part) if e is not Ellipsis]
+        tags = [tag(p) for e in inner for p in _alternatives(e) if isinstance(p, type) and issubclass(p, Config)]
+        if tags:
+            return f"list of tables with type={'|'.join(map(str, tags))}"
         element = " or ".join(dict.fromkeys(_words(p) for e in inner for p in _alternatives(e)))
         return f"list of {len(inner)}: {element}" if Ellipsis not in get_args(part) else f"list of {element}"
     if origin is dict:
         return "table"
-    if isinstance(part, type) and issubclass(part, Config):
-        return f"table with type={tag(part)}" if tag(part) else "table"
     return _PLAIN[part]

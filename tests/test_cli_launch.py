@@ -37,6 +37,7 @@ status("running", step=1)
 with (folder / "metrics.jsonl").open("a") as file:
     for step in (1, 2):
         file.write(json.dumps({"step": step, "phase": "train", "critic/score/mean": 0.5, "timing_s/step": 0.1}) + "\\n")
+    file.write('{"step": 2, "phase": "checkpoint", "timing_s/save_checkpoint": 0.1}\\n')
 if mode == "fail":
     status("failed", step=1, error={"what": "no GPU left", "remedy": "wait for one"})
     sys.exit(4)

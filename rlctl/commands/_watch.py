@@ -36,7 +36,8 @@ def hand_over(run: Run, process: subprocess.Popen[bytes], launcher: Any, *, deta
         for verb, what in (("show", "how it stands"), ("logs -f", "what it prints"), ("stop", "save and leave")):
             render.say(f"  rlctl runs {verb} {run.name}   # {what}")
         return 0
-    code = _follow(run, process, launcher)
+    with _goes_on_alone(run, process):
+        code = _follow(run, process, launcher)
     status = run.status()
     if code != 0 and status.error is None and code != INTERRUPTED:
         render.say(f"the last lines of {run.files.driver_log}:")
@@ -49,6 +50,16 @@ def hand_over(run: Run, process: subprocess.Popen[bytes], launcher: Any, *, deta
     else:
         advise(run, status)
     return code
+
+
+@contextlib.contextmanager
+def _goes_on_alone(run: Run, process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Say so when following ends before the driver does, whatever the reason."""
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            render.say(f"{run.name} goes on without this view; `rlctl runs stop {run.name}` ends it")
 
 
 def advise(run: Run, status: Status) -> None:
