@@ -57,7 +57,13 @@ class ScoreWorker:
         rewards = torch.zeros(batch["response_mask"].shape)
         rewards[torch.arange(len(grades)), batch["response_len"] - 1] = score
         graded = [
-            {**record, "response_text": sample.response, "score": grade.score, "accuracy": grade.accuracy, "reason": grade.reason}
+            {
+                **record,
+                "response_text": sample.response,
+                "score": grade.score,
+                "accuracy": grade.accuracy,
+                "reason": grade.reason,
+            }
             for record, sample, grade in zip(records, samples, grades, strict=True)
         ]
         return Batch({"score": score, "rewards": rewards}, tuple(graded)), _grade_metrics(grades)
@@ -96,7 +102,7 @@ class ScoreWorker:
 
 def _grade_metrics(grades: Sequence[Grade]) -> dict[str, float]:
     metrics = {"reward/errors": float(sum(grade.error is not None for grade in grades))}
-    for name in grades[0].parts:
+    for name in sorted({name for grade in grades for name in grade.parts}):
         metrics[f"reward/{name}"] = sum(grade.parts.get(name, 0.0) for grade in grades) / len(grades)
     return metrics
 

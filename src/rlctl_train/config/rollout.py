@@ -45,7 +45,7 @@ class VllmRollout(_Rollout):
     enforce_eager: bool = False
     """Skip compilation and CUDA graphs."""
     max_concurrent: PositiveInt | None = None
-    """Sequences decoded at one time per engine; unset takes vLLM's default."""
+    """Sequences decoded at one time per engine; unset lets the planner choose."""
     engine_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of vLLM's `EngineArgs`, passed as they are."""
 
