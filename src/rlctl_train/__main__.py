@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -36,7 +35,7 @@ def main() -> int:
     from rlctl_train.training import StopFlag, Stopped
 
     stop = StopFlag()
-    _listen(stop)
+    stop.listen()
     try:
         drive(files, config, status, stop)
     except Stopped:
@@ -67,22 +66,6 @@ def _set_environment(config: RunConfig) -> None:
     if config.ray.address is None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-
-
-def _listen(stop: object) -> None:
-    """First SIGTERM or Ctrl-C: finish the step, save and leave. Second: leave at once."""
-
-    def handle(number: int, _frame: object) -> None:
-        if stop.requested:  # type: ignore[attr-defined]
-            raise KeyboardInterrupt
-        stop.requested = True  # type: ignore[attr-defined]
-        print(
-            f"{signal.Signals(number).name}: saving after this step; once more leaves at once",
-            file=sys.stderr,
-        )
-
-    signal.signal(signal.SIGTERM, handle)
-    signal.signal(signal.SIGINT, handle)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ def drive(files: RunFiles, config: RunConfig, status: Status, stop: StopFlag) ->
     try:
         needed = lay_out(plan, config).needed
         status.update(address=connect(config.ray, needed=needed, object_store_gib=plan.object_store_gib))
+        stop.listen()
         context = _warm_start(Context(files, config, plan, materials, status, stop, writer))
         stage = Stage(context)
         totals = stage.train()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import ray
@@ -33,9 +36,20 @@ class Stopped(Exception):
 
 
 class StopFlag:
-    """Set by a signal, read between steps."""
+    """Set by the first SIGTERM or Ctrl-C, read between steps; the second leaves at once."""
 
     requested = False
+
+    def listen(self) -> None:
+        """Take both signals over. Ray does so too when it starts: call this again afterwards."""
+        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        print(f"{signal.Signals(number).name}: saving after this step; once more leaves at once", file=sys.stderr)
 
 
 @dataclass
@@ -78,6 +92,7 @@ class Stage:
             self._materials.train_path, self._materials.tokenizer, config.data, config.seed, needs=_needs(config)
         )
         self._val_rows = self._read_val_rows()
+        self._saved_step = 0
         self.totals = Totals()
 
     def train(self) -> Totals:
@@ -86,22 +101,23 @@ class Stage:
         run.start()
         write_json(self._files.logs / "workers.json", run.pids())
         self._resume()
-        self._status.update(state="running", step=run.step)
+        self._status.update(state="running", step=run.step, num_steps=trainer.num_steps)
         run.sync()
         if run.step == 0:
             self.totals.val_accuracy_start = self._validate()
         run.take_metrics()
         while run.step < trainer.num_steps:
+            if self._stop.requested:
+                self._save()
+                raise Stopped
             run.step += 1
             self._status.update(step=run.step)
             self._one_step()
             last = run.step == trainer.num_steps
-            if last or _due(run.step, self._config.validation.every_steps):
+            if last or (_due(run.step, self._config.validation.every_steps) and not self._stop.requested):
                 self._validate()
-            if last or self._stop.requested or _due(run.step, self._config.checkpoint.every_steps):
+            if last or _due(run.step, self._config.checkpoint.every_steps):
                 self._save()
-            if self._stop.requested and not last:
-                raise Stopped
         return self.totals
 
     def export(self, folder: Path) -> None:
@@ -181,10 +197,13 @@ class Stage:
 
     def _save(self) -> None:
         step = self._run.step
+        if step == self._saved_step:
+            return
         with self._store.writing(step) as folder:
             state = self._run.save(folder)
             state |= {"step": step, "loader": self._loader.state(), "totals": vars(self.totals)}
             write_json(folder / STATE, state)
+        self._saved_step = step
         metrics = self._run.take_metrics()
         self._writer.log(step + self._offset, "checkpoint", metrics)
 
@@ -195,7 +214,7 @@ class Stage:
             return
         state = json.loads((folder / STATE).read_text())
         self._run.load(folder, state)
-        self._run.step = state["step"]
+        self._run.step = self._saved_step = state["step"]
         self._loader.load_state(state["loader"])
         self.totals = Totals(**state["totals"])
 
