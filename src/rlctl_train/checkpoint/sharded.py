@@ -1,0 +1,94 @@
+"""Named tensors to and from a folder with torch.distributed.checkpoint, each rank its own shards.
+
+Works in one process without a process group, and loads into another number of ranks than it was saved from.
+Nothing is unpickled but torch's own description of the shards: everything stored is a tensor.
+"""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from rlctl_train.config.errors import FAILED, UserError
+
+METADATA = "torch.distributed.checkpoint.metadata"
+ALLOWED = frozenset(
+    {
+        (METADATA, "ChunkStorageMetadata"),
+        (METADATA, "Metadata"),
+        (METADATA, "MetadataIndex"),
+        (METADATA, "StorageMeta"),
+        (METADATA, "TensorProperties"),
+        (METADATA, "TensorStorageMetadata"),
+        (METADATA, "_MEM_FORMAT_ENCODING"),
+        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+        ("torch", "Size"),
+        ("torch.serialization", "_get_layout"),
+        ("pathlib", "PosixPath"),
+        ("pathlib._local", "PosixPath"),
+    }
+)
+"""What a description of shards refers to, besides dtypes."""
+
+
+def save_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write tensors; a DTensor's shards come from all ranks, a plain tensor from one. Every rank must call."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone_is_fine():
+        save(tensors, storage_writer=FileSystemWriter(folder), no_dist=not dist.is_initialized())
+
+
+def load_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
+    """Read into tensors, in place. Every rank must call; names that the folder lacks are an error."""
+    missing = sorted(set(tensors) - stored_names(folder))
+    if missing:
+        raise UserError(
+            f"the checkpoint in {folder} lacks {len(missing)} tensors, among them {missing[0]!r}",
+            "resume with the model and algorithm it was saved with",
+            exit_code=FAILED,
+        )
+    with _alone_is_fine():
+        load(tensors, storage_reader=_Reader(folder), no_dist=not dist.is_initialized())
+
+
+def stored_names(folder: Path) -> set[str]:
+    """Return the names of the tensors in a folder."""
+    return set(_Reader(folder).read_metadata().state_dict_metadata)
+
+
+class _Reader(FileSystemReader):
+    """A reader that trusts no pickle: torch's own unpickles whatever the metadata file asks for."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata: Metadata = _ShardDescription(file).load()
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _ShardDescription(pickle.Unpickler):
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        is_dtype = module_name == "torch" and isinstance(vars(torch).get(global_name), torch.dtype)
+        if not is_dtype and (module_name, global_name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"a checkpoint may not refer to {module_name}.{global_name}")
+        return super().find_class(module_name, global_name)
+
+
+@contextmanager
+def _alone_is_fine() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield

@@ -1,0 +1,49 @@
+"""The only file that names an accelerator's module in torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+COLLECTIVES = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
+"""Communication backend of torch.distributed for each device type."""
+
+
+def current(kind: str) -> torch.device:
+    """Return the device of this process: the host, or the first visible accelerator (a worker sees only its own)."""
+    if kind == "cpu":
+        return torch.device("cpu")
+    device = torch.device(kind, 0)
+    torch.get_device_module(device).set_device(device)
+    return device
+
+
+def release_cache(device: torch.device) -> None:
+    """Give memory that torch holds but does not use back to the device, for other processes."""
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
+
+
+def random_state(device: torch.device) -> Tensor:
+    """Return the state of the device's random generator, uint8."""
+    return torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
+
+
+def set_random_state(device: torch.device, state: Tensor) -> None:
+    """Set the state of the device's random generator."""
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.get_device_module(device).set_rng_state(state)
+
+
+def has_fused_adamw(device: torch.device) -> bool:
+    """Say whether torch has a one-kernel AdamW for this device."""
+    return device.type in ("cpu", "cuda")
+
+
+def has_varlen_attention(device: torch.device, dtype: torch.dtype) -> bool:
+    """Say whether torch's attention over sequences of different lengths runs here (it wants half precision)."""
+    if device.type != "cuda" or torch.version.cuda is None or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -1,0 +1,93 @@
+"""A Hugging Face folder from a stream of named tensors: one file's worth in memory at a time, then renamed whole."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel
+
+FILE_BYTES = 4 * 2**30
+"""A weight file is closed before it grows beyond this."""
+
+
+def write_folder(
+    folder: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    lm: PreTrainedModel,
+    *,
+    dtype: torch.dtype,
+    source: str,
+    trust_remote_code: bool,
+) -> None:
+    """Write weights in `dtype`, config, generation config and tokenizer; the folder appears when all of it is there.
+
+    `source` is the folder or hub id the model came from: its tokenizer, and its code if it has any, go along.
+    """
+    aside = folder.with_name(f".{folder.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    _write_weights(aside, tensors, dtype)
+    _write_configs(aside, lm, dtype)
+    AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code).save_pretrained(aside)
+    if trust_remote_code:
+        for code in Path(source).glob("*.py"):
+            shutil.copy(code, aside)
+    if folder.exists():
+        replaced = folder.with_name(f".{folder.name}.replaced")
+        folder.rename(replaced)
+        aside.rename(folder)
+        shutil.rmtree(replaced)
+    else:
+        aside.rename(folder)
+
+
+def _write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> None:
+    files: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+    total = held_bytes = 0
+
+    def flush() -> None:
+        files.append(list(held))
+        save_file(held, folder / f"{len(files):05d}", metadata={"format": "pt"})
+        held.clear()
+
+    for name, tensor in tensors:
+        tensor = tensor.detach().to("cpu", dtype).contiguous()
+        if held and held_bytes + tensor.nbytes > FILE_BYTES:
+            flush()
+            held_bytes = 0
+        held[name] = tensor
+        held_bytes += tensor.nbytes
+        total += tensor.nbytes
+    flush()
+    _name_files(folder, files, total)
+
+
+def _name_files(folder: Path, files: list[list[str]], total_bytes: int) -> None:
+    """Give weight files the names transformers looks for, which hold their number, and write the index."""
+    if len(files) == 1:
+        (folder / "00001").rename(folder / "model.safetensors")
+        return
+    where: dict[str, str] = {}
+    for number, names in enumerate(files, 1):
+        file_name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        (folder / f"{number:05d}").rename(folder / file_name)
+        where |= dict.fromkeys(names, file_name)
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_configs(folder: Path, lm: PreTrainedModel, dtype: torch.dtype) -> None:
+    config = copy.deepcopy(lm.config)
+    config.architectures = [type(lm).__name__]
+    config.dtype = dtype
+    config.save_pretrained(folder)
+    if lm.generation_config is not None:
+        lm.generation_config.save_pretrained(folder)

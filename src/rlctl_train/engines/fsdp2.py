@@ -1,0 +1,287 @@
+"""The FSDP2 engine: forward and backward over packed passes, optimizer steps, weights in and out.
+
+Results do not depend on how a mini-batch was cut into passes or spread over ranks: objectives divide by counts over
+the whole mini-batch, and gradients are sums. Every method is collective: all ranks call it, with the rows each has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import AutoConfig
+
+from rlctl_train.algos.ops import Counts, TokenOutputs, count
+from rlctl_train.batch import Batch
+from rlctl_train.checkpoint.sharded import load_sharded, save_sharded, stored_names
+from rlctl_train.config.engine import Fsdp2Config
+from rlctl_train.config.optim import OptimConfig
+from rlctl_train.data.balance import workload
+from rlctl_train.device import current, has_varlen_attention, random_state, release_cache, set_random_state
+from rlctl_train.engines.export import write_folder
+from rlctl_train.engines.models import Decoder, Policy, Role, load_model
+from rlctl_train.engines.optimizer import ShardedAdamW
+from rlctl_train.engines.packing import Pass, cut, lay_out
+from rlctl_train.engines.sharding import full, max_over_ranks, num_ranks, rank, shard, sum_over_ranks
+
+Objective = Callable[[TokenOutputs, Batch, Counts], tuple[Tensor, dict[str, Tensor]]]
+
+HOST = torch.device("cpu")
+NO_ANSWERS = torch.zeros(0, 1)
+"""What a rank without rows answers."""
+NOTHING = Batch(
+    {
+        "prompt_ids": torch.zeros(1, 1, dtype=torch.long),
+        "prompt_len": torch.ones(1, dtype=torch.long),
+        "response_ids": torch.zeros(1, 1, dtype=torch.long),
+        "response_len": torch.ones(1, dtype=torch.long),
+        "response_mask": torch.ones(1, 1),
+    }
+)
+"""A row to run for the sake of communication alone."""
+
+
+class Fsdp2Engine:
+    """One rank of one model. `torch.distributed` is up before it is made, if there is more than one rank."""
+
+    def __init__(
+        self,
+        *,
+        model_path: str,
+        role: Role,
+        config: Fsdp2Config,
+        optim: OptimConfig | None,
+        num_updates: int,
+        compute_dtype: Literal["float32", "bfloat16"],
+        device: str,
+        max_tokens_per_micro_batch: int,
+        seed: int,
+        trust_remote_code: bool,
+    ) -> None:
+        torch.manual_seed(seed)
+        self._config, self._budget = config, max_tokens_per_micro_batch
+        self._path, self._trust = model_path, trust_remote_code
+        self._away = False
+        self._device, self._dtype = current(device), getattr(torch, compute_dtype)
+        self._model = self._load(role)
+        self._parameters = dict(self._model.named_weights())
+        self._optimizer: ShardedAdamW | None = None
+        if optim is not None and role != "reference":
+            self.reset_optimizer(optim, num_updates)
+
+    def logprobs(self, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
+        """Return log-probability and entropy of each unmasked token, [S, T] each on the host; 0 elsewhere."""
+        answers = self._answers(batch, temperature)
+        return answers.get("logp", NO_ANSWERS), answers.get("entropy", NO_ANSWERS)
+
+    def values(self, batch: Batch) -> Tensor:
+        """Return the value of the state before each unmasked token, [S, T] on the host; 0 elsewhere."""
+        return self._answers(batch, 1.0).get("values", NO_ANSWERS)
+
+    def forward_backward(self, batch: Batch, objective: Objective, temperature: float = 1.0) -> dict[str, float]:
+        """Add the gradient of the objective over the mini-batch of all ranks; return its metrics over all ranks.
+
+        Logits are divided by `temperature` before the softmax. Ranks may hold different numbers of rows, also none.
+        """
+        counts = self._counts(batch)
+        shares: list[dict[str, Tensor]] = []
+        for rows in self._cut(batch):
+            if not rows:
+                self._empty_pass(temperature)
+                continue
+            micro = batch.rows(rows)
+            asked = self._lay_out(micro)
+            micro = Batch({name: column.to(self._device) for name, column in micro.columns.items()}, micro.records)
+            loss, metrics = objective(_in_place(self._ask(asked, temperature), asked, micro), micro, counts)
+            loss.backward()
+            shares.append(metrics)
+        return _add_up(shares)
+
+    def optim_step(self) -> dict[str, float]:
+        """Clip the gradient, take one optimizer step and drop the gradient; return `grad_norm`, `lr` and `skipped`."""
+        assert self._optimizer is not None, "this engine was made without an optimizer"
+        if self._config.offload_optimizer:
+            self._optimizer.move_state(self._device)
+        metrics = self._optimizer.step()
+        if self._config.offload_optimizer:
+            self._optimizer.move_state(HOST)
+        return metrics
+
+    def reset_optimizer(self, optim: OptimConfig, num_updates: int) -> None:
+        """Start with a new optimizer and schedule."""
+        self._optimizer = ShardedAdamW(self._parameters, optim, num_updates, self._device)
+        if self._config.offload_optimizer:
+            self._optimizer.move_state(HOST)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield each weight whole, under its Hugging Face name, tied ones once, one at a time."""
+        for name, parameter in self._parameters.items():
+            yield name, full(parameter.detach())
+
+    def offload(self) -> None:
+        """Move parameters to the host, if so configured, until `onload`."""
+        if self._config.offload_params and not self._away:
+            self._move(HOST)
+            release_cache(self._device)
+            self._away = True
+
+    def onload(self) -> None:
+        """Take back what `offload` moved."""
+        if self._away:
+            self._move(self._device)
+            self._away = False
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimizer, schedule and random state, each rank its share."""
+        with self._everything_on_device():
+            save_sharded(self._state() | self._random_states(), Path(folder))
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote, from any number of ranks; ranks that were not there keep their random state."""
+        stored = stored_names(Path(folder))
+        random_states = {name: state for name, state in self._random_states().items() if name in stored}
+        with self._everything_on_device():
+            state = self._state()
+            load_sharded(state | random_states, Path(folder))
+        if self._optimizer is not None:
+            self._optimizer.after_load(int(state["schedule"]))
+        for name, value in random_states.items():
+            set_random_state(torch.device(name.split(".")[1]), value)
+
+    def export(self, folder: Path) -> None:
+        """Write a Hugging Face folder from the float32 weights, in the dtype the model came with."""
+        if rank() > 0:
+            for _ in self.weights():
+                pass
+        else:
+            source = AutoConfig.from_pretrained(self._path, trust_remote_code=self._trust)
+            own_dtype = source.dtype if isinstance(source.dtype, torch.dtype) else torch.float32
+            write_folder(
+                Path(folder), self.weights(), self._model.lm,
+                dtype=own_dtype, source=self._path, trust_remote_code=self._trust,
+            )  # fmt: skip
+        if num_ranks() > 1:
+            dist.barrier()
+
+    def _load(self, role: Role) -> Decoder:
+        model = load_model(self._path, role, read_weights=rank() == 0, trust_remote_code=self._trust)
+        if self._config.gradient_checkpointing:
+            model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if num_ranks() == 1 and self._dtype == torch.float32:
+            return model.to(self._device)
+        shard(model, self._device, self._dtype, self._config.reshard_after_forward)
+        return model
+
+    def _ask(self, asked: Pass, temperature: float) -> TokenOutputs:
+        """Run the model on one pass; answers are [R]."""
+        if isinstance(self._model, Policy):
+            logp, entropy = self._model(asked, temperature, self._config.logits_chunk_tokens)
+            return TokenOutputs(logp=logp, entropy=entropy)
+        return TokenOutputs(values=self._model(asked))
+
+    def _answers(self, batch: Batch, temperature: float) -> dict[str, Tensor]:
+        """Run the model on all rows without gradients; each answer is [S, T] on the host."""
+        answers: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for rows in self._cut(batch):
+                micro = batch.rows(rows) if rows else NOTHING
+                asked = self._lay_out(micro)
+                outputs = vars(_in_place(self._ask(asked, temperature), asked, micro))
+                if rows:
+                    for name, value in outputs.items():
+                        if value is not None:
+                            answer = answers.setdefault(name, torch.zeros(len(batch), value.shape[1]))
+                            answer[rows] = value.cpu()
+        return answers
+
+    def _empty_pass(self, temperature: float) -> None:
+        """Take part in the communication of a pass for which this rank has no rows."""
+        outputs = self._ask(self._lay_out(NOTHING), temperature)
+        answer = outputs.values if outputs.logp is None else outputs.logp
+        assert answer is not None
+        (answer.sum() * 0.0).backward()
+
+    def _cut(self, batch: Batch) -> list[list[int]]:
+        """Cut this rank's rows into passes, as many on every rank; a rank that has fewer gets empty ones."""
+        num_passes = 0
+        while True:
+            parts = self._cut_own(batch, num_passes)
+            agreed = max_over_ranks(len(parts), self._device)
+            if num_ranks() == 1 or agreed == num_passes:
+                return parts
+            num_passes = agreed
+
+    def _cut_own(self, batch: Batch, min_parts: int) -> list[list[int]]:
+        if not len(batch):
+            return [[]] * min_parts
+        return cut(batch, self._budget, min_parts, packed=self._config.packing, workload=self._workload)
+
+    def _lay_out(self, micro: Batch) -> Pass:
+        dense = has_varlen_attention(self._device, self._dtype)
+        return lay_out(micro, packed=self._config.packing, dense_slots=dense, device=self._device)
+
+    def _workload(self, length: int) -> float:
+        return workload(length, self._model.num_matrix_parameters, self._model.attention_width)
+
+    def _counts(self, batch: Batch) -> Counts:
+        own = count(batch["response_mask"]) if len(batch) else Counts(0.0, 0.0)
+        both = torch.tensor([own.tokens, own.sequences], dtype=torch.float64, device=self._device)
+        return Counts(*sum_over_ranks(both).tolist())
+
+    def _move(self, device: torch.device) -> None:
+        self._model.to(device)
+        if self._optimizer is not None:
+            self._optimizer.rebind()
+
+    @contextmanager
+    def _everything_on_device(self) -> Iterator[None]:
+        was_away = self._away
+        self.onload()
+        if self._optimizer is not None:
+            self._optimizer.move_state(self._device)
+        yield
+        if self._optimizer is not None and self._config.offload_optimizer:
+            self._optimizer.move_state(HOST)
+        if was_away:
+            self.offload()
+
+    def _state(self) -> dict[str, Tensor]:
+        """Return weights and optimizer state by name, sharing memory with them."""
+        weights = {f"model.{name}": parameter.detach() for name, parameter in self._parameters.items()}
+        return weights | (self._optimizer.state() if self._optimizer is not None else {})
+
+    def _random_states(self) -> dict[str, Tensor]:
+        return {f"rng.{d.type}.{rank()}": random_state(d) for d in {HOST, self._device}}
+
+
+def _in_place(outputs: TokenOutputs, asked: Pass, micro: Batch) -> TokenOutputs:
+    """Put answers [R] where they belong in [S, T]; 0 elsewhere."""
+    shape = micro["response_mask"].shape
+
+    def spread(answer: Tensor | None) -> Tensor | None:
+        if answer is None:
+            return None
+        return answer.new_zeros(shape.numel()).index_copy(0, asked.places, answer).view(shape)
+
+    return TokenOutputs(spread(outputs.logp), spread(outputs.entropy), spread(outputs.values))
+
+
+def _add_up(shares: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Add metrics over passes and ranks; a rank without rows has none."""
+    own: dict[str, float] = {}
+    for name in shares[0] if shares else ():
+        own[name] = float(torch.stack([share[name] for share in shares]).sum())
+    everyone: list[dict[str, float]] = [own]
+    if num_ranks() > 1:
+        everyone = [{} for _ in range(num_ranks())]
+        dist.all_gather_object(everyone, own)
+    total: dict[str, float] = {}
+    for metrics in everyone:
+        for name, value in metrics.items():
+            total[name] = total.get(name, 0.0) + value
+    return total

@@ -1,0 +1,113 @@
+"""Log-probabilities and entropies of predicted tokens, without ever holding the logits of all of them.
+
+Letters: R predicted tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def token_logprobs(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Return log-probability of each target and entropy of each distribution, [R] each, in nats, float32 or wider.
+
+    The distribution is the softmax of (hidden [R, H] @ weight [V, H]^T + bias [V]) / temperature. Logits of at most
+    `chunk_tokens` tokens exist at one time; the backward pass makes them again, except those of the last chunk,
+    which are kept. Both results are differentiable in hidden, weight and bias.
+    """
+    return _TokenLogprobs.apply(hidden, weight, bias, targets, temperature, chunk_tokens)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        chunk_tokens: int,
+    ) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        logp, entropy = (torch.empty(len(hidden), dtype=dtype, device=hidden.device) for _ in range(2))
+        log_probs = hidden.new_empty(0, len(weight), dtype=dtype)
+        for part in _chunks(len(hidden), chunk_tokens):
+            del log_probs
+            log_probs = _log_softmax(hidden[part], weight, bias, temperature)
+            logp[part] = log_probs.gather(1, targets[part, None]).squeeze(1)
+            entropy[part] = -torch.linalg.vecdot(log_probs.exp(), log_probs)
+        ctx.save_for_backward(hidden, weight, bias, targets, entropy, log_probs)
+        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
+        ctx.set_materialize_grads(False)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, entropy, kept = ctx.saved_tensors
+        grad_logp, grad_entropy = grads
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros(weight.shape, dtype=kept.dtype, device=weight.device)
+        grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=kept.dtype, device=bias.device)
+        parts = _chunks(len(hidden), ctx.chunk_tokens)
+        for part in reversed(parts):
+            log_probs = kept if part is parts[-1] else _log_softmax(hidden[part], weight, bias, ctx.temperature)
+            grad_logits = _grad_logits(
+                log_probs,
+                targets[part],
+                entropy[part],
+                None if grad_logp is None else grad_logp[part] / ctx.temperature,
+                None if grad_entropy is None else grad_entropy[part] / ctx.temperature,
+            ).to(weight.dtype)
+            torch.mm(grad_logits, weight, out=grad_hidden[part])
+            _add_product(grad_weight, grad_logits.t(), hidden[part])
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0)
+        return (
+            grad_hidden, grad_weight.to(weight.dtype), None if grad_bias is None else grad_bias.to(weight.dtype),
+            None, None, None,
+        )  # fmt: skip
+
+
+def _chunks(num_tokens: int, chunk_tokens: int) -> list[slice]:
+    return [slice(i, min(i + chunk_tokens, num_tokens)) for i in range(0, num_tokens, chunk_tokens)]
+
+
+def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature != 1.0:
+        logits /= temperature
+    return logits.log_softmax(-1)
+
+
+def _grad_logits(
+    log_probs: Tensor, targets: Tensor, entropy: Tensor, grad_logp: Tensor | None, grad_entropy: Tensor | None
+) -> Tensor:
+    """Return the gradient in the logits before the temperature's division, [r, V].
+
+    d logp / d z_j = [j = target] - p_j and d entropy / d z_j = -p_j (log p_j + entropy).
+    """
+    probs = log_probs.exp()
+    factor = torch.zeros_like(entropy) if grad_logp is None else -grad_logp
+    if grad_entropy is None:
+        grad = probs.mul_(factor[:, None])
+    else:
+        slope = grad_entropy[:, None]
+        grad = probs.mul_((factor - grad_entropy * entropy)[:, None] - slope * log_probs)
+    if grad_logp is not None:
+        grad.scatter_add_(1, targets[:, None], grad_logp[:, None])
+    return grad
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add a matrix product to a total that may be of higher precision."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
