@@ -52,6 +52,14 @@ def response_budgets(prompts: Sequence[Sequence[int]], max_tokens: int, max_mode
     return [min(max_tokens, max_model_len - len(prompt)) for prompt in prompts]
 
 
+def stop_ids(*given: int | list[int] | None) -> list[int]:
+    """Return the end-of-sequence ids of the first source that names any."""
+    for ids in given:
+        if ids is not None:
+            return [ids] if isinstance(ids, int) else list(ids)
+    return []
+
+
 def check_finite(samples: Sequence[Sample], version: int) -> None:
     """Raise RolloutError when a log-probability is not finite: weights or activations hold NaN or infinity."""
     bad = [i for i, sample in enumerate(samples) if not all(map(math.isfinite, sample.logp))]

@@ -6,10 +6,10 @@ The general way; `fused.py` is the fast one for the architectures it knows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 
@@ -18,10 +18,15 @@ class CachedDecoder:
 
     can_join = False
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: Any) -> None:
         self._model = model
         self._cache = DynamicCache(config=model.config)
         self._mask = torch.empty(0, 0, dtype=torch.long, device=model.device)
+
+    def start(self, max_positions: int) -> None:
+        """See `Decoder.start`."""
+        del max_positions  # the cache grows with its rows
+        self._cache = DynamicCache(config=self._model.config)
 
     def add(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Tensor:
         """Start a new batch (no row may be active); see `Decoder.add`."""

@@ -23,8 +23,12 @@ class Decoder(Protocol):
     can_join: bool
     """Whether rows can be added while others are being decoded."""
 
+    def start(self, max_positions: int) -> None:
+        """Forget all rows; no row will grow beyond `max_positions` tokens."""
+        ...
+
     def add(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Tensor:
-        """Append one row per entry of `copies`, which names its prompt; return next-token logits of the new rows [m, V]."""
+        """Append one row per entry of `copies`, the index of its prompt; return their next-token logits [m, V]."""
         ...
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -69,6 +73,7 @@ class Decoding:
         self._num_places = num_places
         self._stop_ids = stop_ids
         self._device = stop_ids.device
+        decoder.start(max(len(request.prompt) + request.max_tokens for request in requests))
         longest = max(request.max_tokens for request in requests)
         rows = [request.row for request in requests]
         self._uniforms = uniforms(sampling.seed, rows, longest).to(self._device)

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 _MODEL_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Pre-norm decoders with rotary positions, grouped queries and a gated SiLU MLP, in transformers' module names."""
@@ -33,13 +33,13 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 class _Layer:
     """Weights of one decoder layer, transposed: inputs times weight."""
 
-    norm_1: nn.Module
+    norm_1: Any
     qkv: Tensor
     qkv_bias: Tensor | None
-    q_norm: nn.Module | None
-    k_norm: nn.Module | None
+    q_norm: Any
+    k_norm: Any
     out: Tensor
-    norm_2: nn.Module
+    norm_2: Any
     gate_up: Tensor
     down: Tensor
 
@@ -47,7 +47,7 @@ class _Layer:
 class FusedWeights:
     """The weights of a Llama-family model, fused, and its constants. Make a new one after the model changed device."""
 
-    def __init__(self, model: PreTrainedModel, max_positions: int) -> None:
+    def __init__(self, model: Any, max_positions: int) -> None:
         config = model.config
         self.embedding: Tensor = model.get_input_embeddings().weight
         self.head: Tensor = model.get_output_embeddings().weight
@@ -63,7 +63,7 @@ class FusedWeights:
         """Cosine and signed sine, each [max_positions, D]: x is rotated to x * cos + swap_halves(x) * sin."""
 
 
-def supports(model: PreTrainedModel) -> bool:
+def supports(model: Any) -> bool:
     """Tell whether the architecture is one this decoder knows."""
     config = model.config
     return (
@@ -79,11 +79,12 @@ def supports(model: PreTrainedModel) -> bool:
 
 
 @torch.inference_mode()
-def agrees(model: PreTrainedModel, weights: FusedWeights) -> bool:
+def agrees(model: Any, weights: FusedWeights) -> bool:
     """Compare this decoder with the model's own forward pass on two short prompts, one step beyond the prompt."""
     vocabulary = weights.embedding.shape[0]
     prompts = [[(7 * i + 3) % vocabulary for i in range(length)] for length in (5, 3)]
     decoder = FusedDecoder(weights)
+    decoder.start(6)
     decoder.add(prompts, [0, 1])
     token = torch.tensor([1 % vocabulary] * 2, device=weights.embedding.device)
     ours = decoder.step(token).float().log_softmax(-1)
@@ -105,10 +106,17 @@ class FusedDecoder:
         device = weights.embedding.device
         self._lengths = torch.empty(0, dtype=torch.long, device=device)
         self._longest = 0
+        self._max_positions = 0
         self._cache = torch.empty(len(weights.layers), 2, 0, weights.num_kv_heads, 0, weights.head_dim, device=device)
         """Keys and values, [layers, 2, places, K, capacity, D]."""
         self._bias = torch.empty(0, 0)
         """0 at cached positions and -inf beyond, [places, capacity]."""
+
+    def start(self, max_positions: int) -> None:
+        """See `Decoder.start`; the cache buffer of an earlier call is used again."""
+        self._max_positions = max_positions
+        self._lengths = self._lengths[:0].clone()
+        self._longest = 0
 
     def add(self, prompts: Sequence[Sequence[int]], copies: Sequence[int]) -> Tensor:
         """See `Decoder.add`."""
@@ -162,9 +170,10 @@ class FusedDecoder:
         self._longest = int(self._lengths.max()) if num_rows else 0
 
     def _prefill(self, prompts: Sequence[Sequence[int]], rows: Tensor, copies: Tensor) -> Tensor:
-        """Compute prompts, padded on the right; cache them at `rows` (row i takes prompt `copies[i]`); return [prompts, V].
+        """Compute prompts and cache them at `rows` (row i takes prompt `copies[i]`); return logits [prompts, V].
 
-        Padding needs no mask: with causal attention no real token sees it, and a row's bias hides its cached keys.
+        Prompts are padded on the right, which needs no mask: with causal attention no real token sees the padding,
+        and a row's bias hides its cached keys.
         """
         w, device = self._w, rows.device
         last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
@@ -192,7 +201,8 @@ class FusedDecoder:
         if num_rows <= places and num_positions <= capacity:
             return
         if num_positions > capacity:
-            capacity = num_positions + max(_GROWTH_TOKENS, num_positions // 2)
+            grown = num_positions + max(_GROWTH_TOKENS, num_positions // 2)
+            capacity = min(grown, self._max_positions)
         shape = (*old.shape[:2], max(num_rows, places), old.shape[3], capacity, old.shape[5])
         # Zeros, because a masked key still meets a probability of zero: garbage could be NaN.
         self._cache = torch.zeros(shape, dtype=self._w.embedding.dtype, device=self._lengths.device)
@@ -222,7 +232,7 @@ def _finish_layer(layer: _Layer, hidden: Tensor, mixed: Tensor) -> None:
     hidden.addmm_(F.silu(gate, inplace=True).mul_(up), layer.down)
 
 
-def _norm(x: Tensor, norm: nn.Module) -> Tensor:
+def _norm(x: Tensor, norm: Any) -> Tensor:
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
@@ -238,7 +248,7 @@ def _passes(prompts: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     return [*runs, (start, len(prompts))]
 
 
-def _fuse(layer: nn.Module) -> _Layer:
+def _fuse(layer: Any) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     projections = [attention.q_proj, attention.k_proj, attention.v_proj]
     biased = attention.q_proj.bias is not None

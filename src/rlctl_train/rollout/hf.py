@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from rlctl_train.config.errors import PREFLIGHT, UserError
 from rlctl_train.config.rollout import HfRollout
-from rlctl_train.rollout.base import Sample, Sampling, check_finite, response_budgets
+from rlctl_train.rollout.base import Sample, Sampling, check_finite, response_budgets, stop_ids
 from rlctl_train.rollout.cached import CachedDecoder
 from rlctl_train.rollout.decode import Decoder, Decoding, Request
 from rlctl_train.rollout.fused import FusedDecoder, FusedWeights, agrees, supports
@@ -41,9 +42,12 @@ class HfRolloutEngine:
         self._max_concurrent = config.max_concurrent or max_concurrent
         self._device = torch.device(device)
         self._model = _load(model_path, getattr(torch, dtype), trust_remote_code).to(self._device)
-        self._stop_ids = torch.tensor(_stop_ids(self._model), dtype=torch.long, device=self._device)
+        generation = self._model.generation_config
+        stops = stop_ids(generation and generation.eos_token_id, self._model.config.eos_token_id)
+        self._stop_ids = torch.tensor(stops, dtype=torch.long, device=self._device)
         self._weights = WeightStore(self._model, getattr(torch, dtype))
         self._fused = self._fuse()
+        self._decoder: Decoder | None = None
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, rows: Sequence[int]) -> list[Sample]:
@@ -52,8 +56,9 @@ class HfRolloutEngine:
             return []
         budgets = response_budgets(prompts, sampling.max_tokens, self._max_model_len)
         requests = [Request(tuple(p), b, r) for p, b, r in zip(prompts, budgets, rows, strict=True)]
+        decoder, self._decoder = self._decoder or self._new_decoder(), None
         decoding = Decoding(
-            self._decoder(),
+            decoder,
             requests,
             sampling,
             num_places=min(self._max_concurrent or len(requests), len(requests)),
@@ -61,6 +66,7 @@ class HfRolloutEngine:
         )
         samples = decoding.run()
         check_finite(samples, self.version)
+        self._decoder = decoder  # kept for its buffers, after a clean run only: they may hold NaN
         return samples
 
     def start_update(self) -> None:
@@ -80,7 +86,7 @@ class HfRolloutEngine:
     def sleep(self) -> None:
         """Move the weights to host memory."""
         if self._device.type != "cpu":
-            self._fused = None
+            self._fused = self._decoder = None
             self._move_to(torch.device("cpu"))
             torch.accelerator.empty_cache()
 
@@ -94,7 +100,7 @@ class HfRolloutEngine:
         self._model.to(device)
         self._weights = WeightStore(self._model, self._model.dtype)
 
-    def _decoder(self) -> Decoder:
+    def _new_decoder(self) -> Decoder:
         return CachedDecoder(self._model) if self._fused is None else FusedDecoder(self._fused)
 
     def _fuse(self) -> FusedWeights | None:
@@ -111,7 +117,7 @@ class HfRolloutEngine:
         return None
 
 
-def _load(model_path: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+def _load(model_path: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     try:
         model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -121,12 +127,3 @@ def _load(model_path: str, dtype: torch.dtype, trust_remote_code: bool) -> PreTr
             exit_code=PREFLIGHT,
         ) from error
     return model.eval().requires_grad_(False)
-
-
-def _stop_ids(model: PreTrainedModel) -> list[int]:
-    """Return the end-of-sequence ids of the generation config, else of the model config."""
-    ids = model.generation_config.eos_token_id if model.generation_config else None
-    ids = model.config.eos_token_id if ids is None else ids
-    if ids is None:
-        return []
-    return [ids] if isinstance(ids, int) else list(ids)

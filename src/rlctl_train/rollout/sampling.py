@@ -17,9 +17,9 @@ _WORD = (1 << 64) - 1
 
 
 def uniforms(seed: int, rows: Sequence[int], num_positions: int) -> Tensor:
-    """Return uniform numbers in [0, 1), [S, num_positions] float32, from Philox (Salmon et al. 2011) keyed by (seed, row).
+    """Return uniform numbers in [0, 1), [S, num_positions] float32.
 
-    A row's numbers depend on the seed and the row number alone.
+    From Philox (Salmon et al. 2011), keyed by (seed, row): a row's numbers depend on the seed and the row number alone.
     """
     out = np.empty((len(rows), num_positions), dtype=np.float32)
     for i, row in enumerate(rows):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
@@ -50,11 +50,12 @@ class WeightStore:
         got = {id(self._held[name]) for name in self._received}
         missing = [n for n, t in self._held.items() if id(t) in self._required and id(t) not in got]
         if missing:
-            raise WeightError(f"{len(missing)} weights did not come: {_some(missing)}")
+            raise WeightError(f"{len(missing)} weights did not come: {some(missing)}")
         held = checksum(((name, self._held[name]) for name in self._received), self._dtype)
         self._received.clear()
         return held
 
 
-def _some(names: list[str], most: int = 5) -> str:
+def some(names: Collection[str], most: int = 5) -> str:
+    """Return the first few names, sorted."""
     return ", ".join(sorted(names)[:most]) + (", ..." if len(names) > most else "")
