@@ -111,7 +111,8 @@ def environment(session: nox.Session, name: str, *packages: str, remove: Sequenc
     if not done.exists():
         session.run(sys.executable, "-m", "venv", str(folder))
         pip = (folder / "bin" / "python", "-m", "pip")
-        session.run(*pip, "install", "-c", str(CONSTRAINTS), *packages)
+        # Python compiles the few modules that are imported, when they are; pip would compile all of torch and vLLM.
+        session.run(*pip, "install", "--no-compile", "-c", str(CONSTRAINTS), *packages)
         if remove:
             session.run(*pip, "uninstall", "-y", *remove)
         done.touch()
