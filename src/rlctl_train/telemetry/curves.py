@@ -19,7 +19,7 @@ Line = dict[str, Any]
 """One line of metrics.jsonl."""
 
 INK, GRID = "#3d4450", "#d9dee6"
-COLORS = ("#2f6fde", "#e0703a", "#2d9d78", "#a457c9", "#c2a01b", "#c74363", "#4f9fb8", "#7d7f87")
+COLORS = ("#2f6fde", "#e0703a", "#2d9d78", "#a457c9", "#c2a01b", "#c74363", "#4f9fb8", "#7d7f87", "#8a5a44")
 SVG_WIDTH_IN, SVG_HEIGHT_IN = 4.8, 2.9
 
 

@@ -30,7 +30,7 @@ def write_report(files: RunFiles) -> None:
     write_png(panels, files.curves, title)
     config, summary, status = (_read(path) for path in (files.config, files.summary, files.status))
     body = [
-        page.header(title, _subtitle(config, status)),
+        page.header(title, _subtitle(config, status, ended=bool(summary))),
         page.failure(status.get("error")),
         page.tiles(_tiles(lines, summary)),
         page.charts([(panel.title, svg(panel, series)) for panel, series in panels]),
@@ -53,11 +53,11 @@ def _replace(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _subtitle(config: dict[str, Any], status: dict[str, Any]) -> str:
+def _subtitle(config: dict[str, Any], status: dict[str, Any], *, ended: bool) -> str:
     """Return one line: algorithm, model, and how far the run is."""
     model = config.get("model", {})
     name = model.get("path") or " ".join(str(model[key]) for key in ("type", "architecture") if key in model)
-    parts = [config.get("algo", {}).get("type", ""), name, status.get("state", "")]
+    parts = [config.get("algo", {}).get("type", ""), name, "done" if ended else status.get("state", "")]
     if "step" in status:
         parts.append(f"step {status['step']} of {status.get('num_steps', '?')}")
     return " · ".join(part for part in parts if part)
