@@ -21,6 +21,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from rlctl_train.config.model import RandomModel
 from rlctl_train.config.vocab import ASSISTANT, END, PAD, SPECIAL, USER, VOCAB
@@ -37,6 +38,7 @@ CHAT_TEMPLATE = (
 
 def make_random_model(config: RandomModel, out_dir: Path, seed: int) -> None:
     """Write weights, config, generation config and tokenizer to `out_dir`, loadable with the Auto classes."""
+    disable_progress_bar()
     out_dir.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

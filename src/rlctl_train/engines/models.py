@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.utils.logging import disable_progress_bar
 
 from rlctl_train.config.errors import PREFLIGHT, UserError
 from rlctl_train.engines.attention import NAME
@@ -90,6 +91,7 @@ def load_model(path: str, role: Role, *, read_weights: bool, trust_remote_code: 
 
     A critic made from a language model gets an output of zeros, so that it starts by promising nothing.
     """
+    disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         _refuse_unsupported(config)

@@ -170,9 +170,9 @@ def _units(batch: Batch, lengths: Sequence[int], budget_tokens: int) -> list[lis
     units: list[list[int]] = []
     open_unit: dict[int, tuple[list[int], int]] = {}
     for i, prompt in enumerate(prompt_of_row):
-        unit, used = open_unit.get(prompt, ([], budget_tokens))
+        unit, used = open_unit.get(prompt, ([], 0))
         extra = lengths[i] - prompt_len[i]
-        if used + extra > budget_tokens:
+        if not unit or used + extra > budget_tokens:
             unit, used = [], prompt_len[i]
             units.append(unit)
         unit.append(i)
