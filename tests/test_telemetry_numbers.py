@@ -1,4 +1,4 @@
-"""Metrics of a batch, the timer, and the glossary that knows every name."""
+"""Metrics of a batch, and the glossary that knows every name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from rlctl_train.batch import Batch
 from rlctl_train.telemetry.batch_metrics import batch_metrics
 from rlctl_train.telemetry.glossary import GLOSSARY, describe
-from rlctl_train.telemetry.timer import Timer
 
 SOURCE = Path(__file__).parent.parent / "src" / "rlctl_train"
 ROOMS = "actor|critic|health|perf|prompt_length|response_length|reward|timing_s|train|training|val|val-core"
@@ -69,17 +68,6 @@ def test_a_batch_without_response_tokens_gives_no_token_metrics() -> None:
 def test_the_glossary_knows_every_batch_metric() -> None:
     for name in batch_metrics(sample_batch()):
         assert describe(name).text
-
-
-def test_timer_adds_up_repeated_parts_also_when_they_fail_and_starts_afresh() -> None:
-    now = iter([0.0, 2.0, 10.0, 11.0])
-    timer = Timer(clock=lambda: next(now))
-    with timer("gen"):
-        pass
-    with pytest.raises(ValueError), timer("gen"):
-        raise ValueError
-    assert timer.drain() == {"timing_s/gen": 3.0}
-    assert timer.drain() == {}
 
 
 def test_describe_understands_placeholders_alternatives_and_the_warm_start() -> None:
