@@ -113,7 +113,12 @@ def make_model(name: str) -> str:
 def race(model: str, workload: str, folder: str, options: argparse.Namespace) -> dict[str, Any]:
     """Give both systems turns; return medians of the pairwise ratios."""
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+    }
     runners = [
         _start(name, [python, str(HERE / script), folder, workload, "--threads", str(options.threads)], environment)
         for name, python, script in (

@@ -33,7 +33,7 @@ PLAN = Plan(
 CONFIG: dict[str, Any] = {
     "model": {"type": "random", "hidden_size": 32, "num_layers": 1, "intermediate_size": 64, "max_position": 64},
     "data": {"type": "arithmetic", "max_operand": 9, "num_train": 32, "num_val": 8, "max_prompt_tokens": 16},
-    "reward": {"type": "arithmetic", "format_score": 0.1},
+    "reward": {"type": "custom", "path": f"{Path(__file__).with_name('digit_reward.py')}:digits"},
     "algo": {"type": "grpo", "group_size": 4},
     "rollout": {"type": "hf", "max_response_tokens": 6},
     "trainer": {"num_steps": 6, "prompts_per_step": 4, "optim": {"lr": 1e-3}},

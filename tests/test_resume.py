@@ -19,6 +19,7 @@ SECTIONS = {"trainer": {"num_steps": 14}, "validation": {"every_steps": 0}}
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[float, ...]]:
     files = runs.make_run(tmp_path_factory.mktemp("whole") / "run", **SECTIONS)
     assert runs.run(files) == 0, runs.log(files)
+    assert all(line["actor/grad_norm"] > 0 for line in runs.lines(files)), "nothing is learnt: nothing is compared"
     return runs.learning_trace(files)
 
 
