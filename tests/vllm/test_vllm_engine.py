@@ -208,6 +208,16 @@ def test_heads_too_small_for_the_cpu_kernels_are_a_user_error(tmp_path: Path) ->
     assert caught.value.exit_code == PREFLIGHT
 
 
+def test_settings_vllm_cannot_work_with_are_a_user_error(folder: Path, loaded: VllmRolloutEngine) -> None:
+    for config, reason in [
+        (VllmRollout(kv_cache_gib=1e-5), "cache blocks"),
+        (VllmRollout(engine_args={"no_such_argument": 1}), "no_such_argument"),
+    ]:
+        with pytest.raises(UserError, match=reason) as caught:
+            VllmRolloutEngine(str(folder), config, dtype="float32", device="cpu", max_model_len=64)
+        assert caught.value.exit_code == PREFLIGHT
+
+
 def test_the_saved_folder_is_the_model_that_generates(folder: Path, tied: bool) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert checksum(loaded.named_parameters(), torch.float32) == checksum(

@@ -9,6 +9,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from rlctl_train.config.errors import PREFLIGHT, UserError
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -50,6 +52,15 @@ def response_budgets(prompts: Sequence[Sequence[int]], max_tokens: int, max_mode
                 f"prompt {i} has {len(prompt)} tokens; a prompt and one token of response must fit in {max_model_len}"
             )
     return [min(max_tokens, max_model_len - len(prompt)) for prompt in prompts]
+
+
+def model_error(model_path: str, error: Exception) -> UserError:
+    """Return the error of a model folder or hub id that does not load."""
+    return UserError(
+        f"cannot load the model {model_path!r}: {str(error).splitlines()[0]}",
+        "give `model.path` a folder with config.json and safetensors, or a hub id that can be reached",
+        exit_code=PREFLIGHT,
+    )
 
 
 def stop_ids(*given: int | list[int] | None) -> list[int]:

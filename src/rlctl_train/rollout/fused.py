@@ -69,6 +69,7 @@ def supports(model: Any) -> bool:
     return (
         config.model_type in _MODEL_TYPES
         and config.rope_parameters["rope_type"] in _STATIC_ROPE
+        and getattr(config, "quantization_config", None) is None
         and "partial_rotary_factor" not in config.rope_parameters
         and config.hidden_act == "silu"
         and not getattr(config, "mlp_bias", False)

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from rlctl_train.config.errors import PREFLIGHT, UserError
 from rlctl_train.config.rollout import HfRollout
-from rlctl_train.rollout.base import Sample, Sampling, check_finite, response_budgets, stop_ids
+from rlctl_train.rollout.base import Sample, Sampling, check_finite, model_error, response_budgets, stop_ids
 from rlctl_train.rollout.cached import CachedDecoder
 from rlctl_train.rollout.decode import Decoder, Decoding, Request
 from rlctl_train.rollout.fused import FusedDecoder, FusedWeights, agrees, supports
@@ -121,9 +120,5 @@ def _load(model_path: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
     try:
         model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"cannot load the model {model_path!r}: {str(error).splitlines()[0]}",
-            "give `model.path` a folder with config.json and safetensors, or a hub id that can be reached",
-            exit_code=PREFLIGHT,
-        ) from error
+        raise model_error(model_path, error) from error
     return model.eval().requires_grad_(False)

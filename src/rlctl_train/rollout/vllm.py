@@ -17,7 +17,7 @@ from transformers import AutoConfig, GenerationConfig
 from rlctl_train.checksum import Checksum
 from rlctl_train.config.errors import PREFLIGHT, UserError
 from rlctl_train.config.rollout import VllmRollout
-from rlctl_train.rollout.base import Sample, Sampling, check_finite, response_budgets, stop_ids
+from rlctl_train.rollout.base import Sample, Sampling, check_finite, model_error, response_budgets, stop_ids
 
 ENVIRONMENT = {
     # The engine lives in this process: weights and methods reach the worker without serialisation.
@@ -60,7 +60,7 @@ class VllmRolloutEngine:
         self._max_model_len = max_model_len
         self._dtype = getattr(torch, dtype)
         self._on_cpu = torch.device(device).type == "cpu"
-        hf_config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+        hf_config = _load_config(model_path, trust_remote_code)
         self._stop_ids = stop_ids(_generation_stop_ids(model_path), hf_config.eos_token_id)
         if self._on_cpu:
             _check_head_size(hf_config)
@@ -85,7 +85,7 @@ class VllmRolloutEngine:
             settings["enable_sleep_mode"] = True
             settings["gpu_memory_utilization"] = config.gpu_memory_share or gpu_memory_share
         given = {key: value for key, value in settings.items() if value is not None}
-        self._llm = self._vllm.LLM(**given | config.engine_args)
+        self._llm = _start(self._vllm, given | config.engine_args)
         self._temperature = 1.0
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, rows: Sequence[int]) -> list[Sample]:
@@ -151,6 +151,25 @@ class VllmRolloutEngine:
             logprobs=0,
             detokenize=False,
         )
+
+
+def _load_config(model_path: str, trust_remote_code: bool) -> Any:
+    try:
+        return AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise model_error(model_path, error) from error
+
+
+def _start(vllm: Any, settings: dict[str, Any]) -> Any:
+    try:
+        return vllm.LLM(**settings)
+    except (TypeError, ValueError) as error:  # what vLLM raises for settings it cannot work with
+        raise UserError(
+            f"vLLM does not start: {' '.join(str(error).split())}",
+            "change `rollout.kv_cache_gib`, `rollout.gpu_memory_share`, `rollout.max_concurrent` "
+            "or `rollout.engine_args`",
+            exit_code=PREFLIGHT,
+        ) from error
 
 
 def _sample(output: Any) -> Sample:
