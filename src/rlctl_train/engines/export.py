@@ -89,5 +89,5 @@ def _write_configs(folder: Path, lm: PreTrainedModel, dtype: torch.dtype) -> Non
     config.architectures = [type(lm).__name__]
     config.dtype = dtype
     config.save_pretrained(folder)
-    if lm.generation_config is not None:
+    if lm.can_generate() and lm.generation_config is not None:
         lm.generation_config.save_pretrained(folder)
