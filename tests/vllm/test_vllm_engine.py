@@ -44,10 +44,10 @@ def make_model(seed: int, *, tied: bool) -> PreTrainedModel:
     return model
 
 
-def make_engine(folder: Path, *, tied: bool, dtype: str = "float32") -> VllmRolloutEngine:
+def make_engine(folder: Path, *, tied: bool) -> VllmRolloutEngine:
     make_model(0, tied=tied).save_pretrained(folder)
     config = VllmRollout(kv_cache_gib=0.05)
-    return VllmRolloutEngine(str(folder), config, dtype=dtype, device="cpu", max_model_len=64, max_concurrent=8)
+    return VllmRolloutEngine(str(folder), config, dtype="float32", device="cpu", max_model_len=64, max_concurrent=8)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
