@@ -100,6 +100,7 @@ def bench(session: nox.Session) -> None:
     """Race rlctl against TRL on this machine; results go to benchmarks/results."""
     env = environment(session, "train", "-e", ".[train]")
     peer = environment(session, "bench_trl", "trl==1.16.0")
+    session.run(env / "python", "benchmarks/startup.py")
     session.run(env / "python", "benchmarks/race.py", "--trl-python", str(peer / "python"), *session.posargs)
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from floor import floor, matmul_flops_per_s
 from workloads import MODELS, WORKLOADS
 
 HERE = Path(__file__).parent
@@ -78,11 +79,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "race.json")
     options = parser.parse_args()
     os.sched_setaffinity(0, {int(core) for core in options.cores.split(",")})
+    rate = matmul_flops_per_s(options.threads)
     rows = []
     for model in options.models:
         folder = make_model(model)
         for workload in options.workloads:
             row = race(model, workload, folder, options)
+            if "rlctl" in row:
+                row["rlctl"]["floor"] = _floor(model, row["rlctl"], rate)
             rows.append(row)
             print(json.dumps(row, indent=2), flush=True)
     record = {
@@ -90,6 +94,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "processor": _processor(),
         "python": platform.python_version(),
+        "matmul_gflop_per_s": round(rate / 1e9, 1),
         "rows": rows,
     }
     options.out.parent.mkdir(exist_ok=True)
@@ -169,6 +174,18 @@ def _compare(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, An
         ratio = statistics.median(per_token(b, part) / per_token(a, part) for a, b in pairs)
         out[f"{part[:-2]}_ratio"] = round(ratio, 3)
     return out
+
+
+def _floor(model: str, ours: dict[str, Any], rate: float) -> dict[str, float]:
+    """Return the floor of each phase in seconds, and how many times it each phase takes."""
+    least = floor(model, ours["tokens_per_step"], rate)
+    taken = {phase: ours["share"][phase] * ours["step_s"] for phase in ("generation_s", "update_s")}
+    return {
+        "generation_s": round(least.generation_s, 4),
+        "update_s": round(least.update_s, 4),
+        "generation_times": round(taken["generation_s"] / least.generation_s, 2),
+        "update_times": round(taken["update_s"] / least.update_s, 2),
+    }
 
 
 def _start(name: str, command: list[str], environment: dict[str, str]) -> Runner:
