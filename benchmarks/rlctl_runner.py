@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 from rlctl_hw.types import Plan
-from rlctl_train.data.loader import PromptRow
 from workloads import GROUP_SIZE, NUM_PROMPTS, PROMPTS, WORKLOADS, Turn, report, turns
 
 from rlctl_train.cluster import connect
 from rlctl_train.config import RunConfig
 from rlctl_train.config.layout import RunFiles
 from rlctl_train.controller import Controller
+from rlctl_train.data.loader import PromptRow
 from rlctl_train.flows.on_policy import step
 from rlctl_train.placement import lay_out
 from rlctl_train.prepare import Materials

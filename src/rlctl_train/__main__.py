@@ -20,6 +20,8 @@ from rlctl_train.config.errors import FAILED, INTERRUPTED, OK, USAGE
 from rlctl_train.config.layout import RunFiles
 from rlctl_train.status import Status
 
+UNSAVED = {"what": "stopped before it could save", "remedy": "resume continues from the last checkpoint"}
+
 
 def main() -> int:
     """Run the folder named on the command line; return the exit code."""
@@ -32,30 +34,25 @@ def main() -> int:
     status = Status(files, config.trainer.num_steps)
     # Imported only now: Ray reads its authentication settings when it is imported.
     from rlctl_train.driver import drive, explain
+    from rlctl_train.telemetry.report import write_report
     from rlctl_train.training import StopFlag, Stopped
 
     stop = StopFlag()
     stop.listen()
     try:
         drive(files, config, status, stop)
+        status.end("done", OK)
     except Stopped:
         status.end("stopped", INTERRUPTED)
-        return INTERRUPTED
     except KeyboardInterrupt:
-        status.end(
-            "stopped",
-            INTERRUPTED,
-            {"what": "stopped before it could save", "remedy": "resume continues from the last checkpoint"},
-        )
-        return INTERRUPTED
+        status.end("stopped", INTERRUPTED, UNSAVED)
     except Exception as error:  # the process boundary: whatever went wrong ends in the status file
         traceback.print_exc()
         problem = explain(error)
         status.end("failed", problem.exit_code, {"what": problem.what, "remedy": problem.remedy})
         print(f"error: {problem.what}\n  -> {problem.remedy}", file=sys.stderr)
-        return problem.exit_code
-    status.end("done", OK)
-    return OK
+    write_report(files)
+    return status.exit_code
 
 
 def _set_environment(config: RunConfig) -> None:

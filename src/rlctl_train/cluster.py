@@ -24,7 +24,7 @@ def connect(config: RayConfig, *, needed: Resources, object_store_gib: float) ->
     if config.address is None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        context = ray.init(
+        context: Any = ray.init(
             address="local",
             include_dashboard=False,
             num_cpus=max(1, round(needed.get("CPU", 1) + 0.5)),

@@ -262,7 +262,7 @@ class Controller:
             collect([*drained, *buckets])
             version = self.version + 1
             received = collect([actor.finish_update.remote(version) for actor in self._rollouts])
-            expected = ray.get(last)
+            expected: Any = ray.get(last)
             for held in received:
                 compare(expected, held, version)
             self.version = version

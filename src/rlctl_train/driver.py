@@ -16,13 +16,13 @@ from rlctl_train.cluster import connect
 from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import FAILED, UserError
 from rlctl_train.config.layout import RunFiles, write_json
+from rlctl_train.config.trainer import WarmStartConfig
 from rlctl_train.evaluate import evaluate_folder
 from rlctl_train.placement import lay_out
 from rlctl_train.prepare import prepare
 from rlctl_train.status import Status
 from rlctl_train.sync.transfer import SyncError
 from rlctl_train.telemetry.metrics import MetricsWriter
-from rlctl_train.telemetry.report import write_report
 from rlctl_train.training import STATE, Context, Stage, StopFlag, Totals, warm_start_config
 
 
@@ -34,7 +34,7 @@ def drive(files: RunFiles, config: RunConfig, status: Status, stop: StopFlag) ->
     materials = prepare(files, config)
     telemetry = config.telemetry
     writer = MetricsWriter(
-        files, telemetry.trackers, telemetry.project, files.root.name, resume_step=_keep_metrics_until(files)
+        files, telemetry.trackers, telemetry.project, files.root.name, resume_step=_keep_metrics_until(files, config)
     )
     try:
         needed = lay_out(plan, config).needed
@@ -48,7 +48,6 @@ def drive(files: RunFiles, config: RunConfig, status: Status, stop: StopFlag) ->
         _finish(context, totals, time.time() - start)
     finally:
         writer.close()
-        write_report(files)
         ray.shutdown()
 
 
@@ -62,7 +61,7 @@ def _warm_start(context: Context) -> Context:
         folder.logs.mkdir(parents=True, exist_ok=True)
         config = warm_start_config(context.config, warm)
         inner = replace(context, files=folder, config=config, materials=replace(context.materials, val_path=None))
-        stage = Stage(inner, phase="warm_start", first_metric_step=-warm.num_steps)
+        stage = Stage(inner, phase="warm_start", metric_offset=_warm_start_offset(warm))
         stage.train()
         stage.export(folder.hf)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
@@ -116,9 +115,23 @@ def explain(error: Exception) -> UserError:
     )
 
 
-def _keep_metrics_until(files: RunFiles) -> int | None:
-    """Return the last step whose metrics a resume keeps; None when nothing was done before."""
+def _warm_start_offset(warm: WarmStartConfig) -> int:
+    """Return what is added to warm-start steps in metrics: they count up to -1, the main stage begins at 0."""
+    return -warm.num_steps - 1
+
+
+def _keep_metrics_until(files: RunFiles, config: RunConfig) -> int | None:
+    """Return the last step whose metrics a resume keeps; None when nothing was saved before."""
+    step = _saved_step(files)
+    if step is not None or config.warm_start is None:
+        return step
+    folder = RunFiles(files.root / "warm_start")
+    if folder.hf.exists():
+        return -1
+    warm_step = _saved_step(folder)
+    return None if warm_step is None else warm_step + _warm_start_offset(config.warm_start)
+
+
+def _saved_step(files: RunFiles) -> int | None:
     latest = CheckpointStore(files.checkpoints, 1).latest()
-    if latest is not None:
-        return json.loads((latest / STATE).read_text())["step"]
-    return -1 if RunFiles(files.root / "warm_start").hf.exists() else None
+    return None if latest is None else json.loads((latest / STATE).read_text())["step"]

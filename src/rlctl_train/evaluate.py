@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -19,7 +20,7 @@ def evaluate_folder(folder: Path, val_path: Path, config: RunConfig) -> float:
     """Return the share of held-out prompts answered correctly by greedy decoding with the model in `folder`."""
     assert config.reward is not None
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     loader = PromptLoader(val_path, tokenizer, config.data.model_copy(update={"shuffle": False}), config.seed)
     rows = loader.next_batch(min(config.validation.max_prompts, len(loader)))
     texts: list[str] = []

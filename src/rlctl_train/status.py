@@ -36,9 +36,9 @@ class Status:
         self.update(state=state, phase="ended", exit_code=exit_code, error=error)
 
     @property
-    def step(self) -> int:
-        """The last step begun."""
-        return self._fields["step"]
+    def exit_code(self) -> int:
+        """The exit code given to `end`."""
+        return self._fields["exit_code"]
 
     def _write(self) -> None:
         self._fields["updated"] = time.time()

@@ -77,11 +77,11 @@ class Context:
 class Stage:
     """One training loop: a flow over its workers, with validation and checkpoints in their rhythm."""
 
-    def __init__(self, context: Context, *, phase: Phase = "train", first_metric_step: int = 0) -> None:
+    def __init__(self, context: Context, *, phase: Phase = "train", metric_offset: int = 0) -> None:
         self._files, self._config, self._materials = context.files, context.config, context.materials
         self._status, self._stop, self._writer = context.status, context.stop, context.writer
         self._phase: Phase = phase
-        self._offset = first_metric_step
+        self._offset = metric_offset
         config, plan = context.config, context.plan
         spec = WorkerSpec(config, plan, self._materials.model_path, num_updates(config))
         self._run = Controller(spec, self._materials, lay_out(plan, config), self._status)

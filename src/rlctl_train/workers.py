@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from rlctl_hw.types import Plan
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from rlctl_train.batch import Batch, gather, length_mask, pad_rows
 from rlctl_train.config import RunConfig
@@ -56,12 +57,12 @@ class EngineWorker:
     def __init__(self, spec: WorkerSpec, role: Literal["actor", "critic", "reference"], rank: int, world: int) -> None:
         torch.set_num_threads(spec.plan.threads_per_worker)
         self._spec, self._role, self._rank, self._world = spec, role, rank, world
-        self._store: dist.TCPStore | None = None
+        self._store: TCPStore | None = None
 
     def open_store(self) -> tuple[str, int]:
         """Open the rendezvous store (rank 0) on a free port and return its address."""
         host = _own_address()
-        store = dist.TCPStore(host, 0, self._world, is_master=True, wait_for_workers=False)
+        store = TCPStore(host, 0, self._world, is_master=True, wait_for_workers=False)
         self._store = store
         return host, store.port
 
@@ -69,7 +70,7 @@ class EngineWorker:
         """Join the other ranks and load the model."""
         if self._world > 1:
             assert store_address is not None
-            store = self._store or dist.TCPStore(*store_address, self._world, is_master=False)
+            store = self._store or TCPStore(*store_address, self._world, is_master=False)
             backend = "gloo" if self._spec.device == "cpu" else "nccl"
             dist.init_process_group(backend, store=store, rank=self._rank, world_size=self._world)
         spec, config = self._spec, self._spec.config

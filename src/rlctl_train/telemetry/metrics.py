@@ -77,7 +77,7 @@ def keep_lines_until(path: Path, step: int | None) -> None:
     """
     kept: list[dict[str, Any]] = []
     for line in read_metrics(path) if step is not None else []:
-        if line["phase"] != "warm_start" and line["step"] > step:
+        if line["step"] > step:
             break
         kept.append(line)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
