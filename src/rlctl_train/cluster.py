@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import secrets
+import socket
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,13 +16,12 @@ Resources = dict[str, float]
 
 
 def connect(config: RayConfig, *, needed: Resources, object_store_gib: float) -> str:
-    """Start a private cluster, or join `ray.address`; return the address. Refuses a cluster that is too small."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    """Start a private cluster, or join `ray.address`; return the address. Refuses a cluster that is too small.
+
+    Authentication comes from the environment, which Ray reads when it is imported.
+    """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "rlctl"}
     if config.address is None:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         context: Any = ray.init(
             address="local",
             include_dashboard=False,
@@ -33,18 +31,24 @@ def connect(config: RayConfig, *, needed: Resources, object_store_gib: float) ->
             **quiet,
         )
     else:
-        context = _join(config.address, quiet)
+        context = _join(config, quiet)
     _require(needed)
     return context.address_info["gcs_address"]
 
 
-def _join(address: str, quiet: dict[str, Any]) -> Any:
+def _join(config: RayConfig, quiet: dict[str, Any]) -> Any:
+    address = config.address
+    assert address is not None
     try:
+        # Ray itself waits for minutes where nobody listens.
+        host, port = address.rsplit(":", 1)
+        socket.create_connection((host, int(port)), timeout=config.start_timeout_s).close()
         return ray.init(address=address, **quiet)
-    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+    except (OSError, RayError, RuntimeError, ValueError) as error:
         raise UserError(
             f"cannot connect to the Ray cluster at ray.address={address!r}: {_first_line(error)}",
-            "check that it runs (`ray status`) and its token (RAY_AUTH_MODE, RAY_AUTH_TOKEN), or unset ray.address",
+            "check HOST:PORT, that it runs (`ray status`) and its token (RAY_AUTH_MODE, RAY_AUTH_TOKEN), or unset "
+            "ray.address",
             exit_code=LAUNCH,
         ) from error
 

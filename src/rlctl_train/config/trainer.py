@@ -95,7 +95,7 @@ class RayConfig(Config):
     """The Ray cluster that carries the run."""
 
     address: str | None = None
-    """Address of an existing cluster; unset starts a private one for this run."""
+    """HOST:PORT of an existing cluster; unset starts a private one for this run."""
     start_timeout_s: PositiveFloat = 120.0
     """Longest wait for the cluster and for its resources, in seconds."""
     object_store_gib: PositiveFloat | None = None
