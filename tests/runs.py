@@ -69,8 +69,12 @@ def start(files: RunFiles) -> subprocess.Popen[bytes]:
 
 
 def run(files: RunFiles) -> int:
-    """Run the driver to its end and return its exit code."""
-    return start(files).wait(300)
+    """Run the driver to its end and return its exit code; one that does not end is killed."""
+    process = start(files)
+    try:
+        return process.wait(300)
+    finally:
+        process.kill()
 
 
 def log(files: RunFiles) -> str:

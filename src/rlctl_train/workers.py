@@ -23,6 +23,7 @@ from rlctl_train.batch import Batch, gather, length_mask, pad_rows
 from rlctl_train.config import RunConfig
 from rlctl_train.config.algo import PpoConfig, SftConfig
 from rlctl_train.config.optim import OptimConfig
+from rlctl_train.device import COLLECTIVES
 from rlctl_train.registry import ALGOS, ENGINES, ROLLOUTS, load
 from rlctl_train.rollout.base import Sampling
 
@@ -71,8 +72,9 @@ class EngineWorker:
         if self._world > 1:
             assert store_address is not None
             store = self._store or TCPStore(*store_address, self._world, is_master=False)
-            backend = "gloo" if self._spec.device == "cpu" else "nccl"
-            dist.init_process_group(backend, store=store, rank=self._rank, world_size=self._world)
+            dist.init_process_group(
+                COLLECTIVES[self._spec.device], store=store, rank=self._rank, world_size=self._world
+            )
         spec, config = self._spec, self._spec.config
         self._engine = load(ENGINES, config.engine.type)(
             model_path=spec.model_path,

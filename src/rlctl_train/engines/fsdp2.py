@@ -124,11 +124,11 @@ class Fsdp2Engine:
             yield name, full(parameter.detach())
 
     def offload(self) -> None:
-        """Move parameters to the host, if so configured, until `onload`."""
+        """Give cached device memory back; move parameters to the host, if so configured, until `onload`."""
         if self._config.offload_params and not self._away:
             self._move(HOST)
-            release_cache(self._device)
             self._away = True
+        release_cache(self._device)
 
     def onload(self) -> None:
         """Take back what `offload` moved."""
