@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rlctl_train.config.data import ArithmeticData
 from rlctl_train.config.errors import PREFLIGHT, USAGE, UserError
 from rlctl_train.data import prepare
-from rlctl_train.data.arithmetic import arithmetic_splits, write_arithmetic
+from rlctl_train.data.arithmetic import arithmetic_splits, without_carry, write_arithmetic
 from rlctl_train.data.jsonl import read_jsonl
 from rlctl_train.data.prepare_sets import JsonlKeys, prepare_gsm8k, prepare_jsonl, prepare_math
 
@@ -211,6 +211,27 @@ def test_arithmetic_problems_are_distinct_and_right(
     assert len(set(prompts)) == len(prompts)
     for row, prompt in zip(made, prompts, strict=True):
         assert row["reward_model"]["ground_truth"] == row["response"] == str(eval(prompt.removesuffix("=")))
+
+
+@pytest.mark.parametrize(
+    ("problem", "answer"),
+    [((57, "+", 68), 15), ((23, "+", 45), 68), ((62, "-", 35), 37), ((35, "-", 62), -37), ((27, "*", 13), 231)],
+)
+def test_without_carry_works_digit_by_digit(problem: tuple[int, str, int], answer: int) -> None:
+    assert without_carry(*problem) == answer
+
+
+def test_a_careless_pupil_spoils_a_share_of_the_demonstrations_and_no_ground_truth() -> None:
+    config = ArithmeticData(min_operand=10, num_train=2000, num_val=500, careless_demonstrations=0.6)
+    splits = arithmetic_splits(config, 0)
+    assert all(row["response"] == row["reward_model"]["ground_truth"] for row in splits["val"])
+    spoilt = 0
+    for row in splits["train"]:
+        left, right = (int(number) for number in row["prompt"][0]["content"].removesuffix("=").split("+"))
+        assert min(left, right) >= 10 and int(row["reward_model"]["ground_truth"]) == left + right
+        spoilt += row["response"] == str(without_carry(left, "+", right)) != str(left + right)
+    # Of all sums of two numbers from 10 to 99, 0.756 carry somewhere.
+    assert spoilt / 2000 == pytest.approx(0.6 * 0.756, abs=0.03)
 
 
 def test_the_same_seed_makes_the_same_problems() -> None:

@@ -35,6 +35,7 @@ def test_a_sound_config_has_no_problems() -> None:
         ("trainer.num_devices", {"trainer": {"num_devices": 8, "prompts_per_step": 1}, "algo": {"type": "ppo"}}),
         ("trainer.prompts_per_step", {"data": {"num_train": 8}}),
         ("engine.max_tokens_per_micro_batch", {"engine": {"max_tokens_per_micro_batch": 20}}),
+        ("data.min_operand", {"data": {"min_operand": 100}}),
         ("reward", {"reward": None}),
         ("reward.type", {"reward": {"type": "gsm8k"}}),
         ("algo.aggregation_norm", {"algo": {"type": "grpo", "aggregation_norm": 5}}),

@@ -59,9 +59,13 @@ def math(
 def arithmetic(
     out: OutOption,
     operators: Annotated[str, typer.Option(help="Operators that occur, such as +-*.")] = "+",
+    min_operand: Annotated[int, typer.Option(min=0, help="Smallest operand.")] = 0,
     max_operand: Annotated[int, typer.Option(min=1, help="Largest operand.")] = 99,
     num_train: Annotated[int, typer.Option(min=1, help="Training problems.")] = 2048,
     num_val: Annotated[int, typer.Option(min=0, help="Held-out problems.")] = 256,
+    careless_demonstrations: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of training problems whose `response` forgets to carry.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed that draws the problems.")] = 0,
     force: ForceOption = False,
     output: OutputOption = "text",
@@ -75,7 +79,14 @@ def arithmetic(
         raise UserError(
             f"--operators {operators!r} is not made of {' '.join(OPERATORS)}", "write for example --operators +-"
         )
-    wanted = {"operators": tuple(operators), "max_operand": max_operand, "num_train": num_train, "num_val": num_val}
+    wanted = {
+        "operators": tuple(operators),
+        "min_operand": min_operand,
+        "max_operand": max_operand,
+        "num_train": num_train,
+        "num_val": num_val,
+        "careless_demonstrations": careless_demonstrations,
+    }
     config = ArithmeticData.model_validate(wanted)
     _show_prepared(write_arithmetic(config, out, seed, force=force), output)
 

@@ -34,12 +34,16 @@ class ArithmeticData(_Data):
     type: Literal["arithmetic"] = "arithmetic"
     operators: tuple[Literal["+", "-", "*"], ...] = ("+",)
     """Operators that occur in the problems."""
+    min_operand: NonNegativeInt = 0
+    """Smallest operand."""
     max_operand: PositiveInt = 99
     """Largest operand."""
     num_train: PositiveInt = 2048
     """Number of training problems."""
     num_val: NonNegativeInt = 256
     """Number of held-out problems."""
+    careless_demonstrations: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of training problems whose demonstration forgets to carry; the ground truth is always right."""
 
 
 DataConfig = Annotated[ParquetData | ArithmeticData, Field(discriminator="type")]

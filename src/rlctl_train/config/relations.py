@@ -95,6 +95,16 @@ def _micro_batch(config: RunConfig) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+def _operands(config: RunConfig) -> Iterator[Problem]:
+    data = config.data
+    if isinstance(data, ArithmeticData) and data.min_operand > data.max_operand:
+        yield Problem(
+            "data.min_operand", data.min_operand,
+            f"is more than data.max_operand={data.max_operand}",
+            f"use at most {data.max_operand} or raise data.max_operand",
+        )  # fmt: skip
+
+
 def _reward(config: RunConfig) -> Iterator[Problem]:
     if config.reward is None and not isinstance(config.algo, SftConfig):
         yield Problem(
@@ -156,4 +166,4 @@ def _divisors(number: int) -> str:
     return ", ".join(str(d) for d in range(1, min(number, 4096) + 1) if number % d == 0)
 
 
-RULES = (_model_shape, _batch_sizes, _micro_batch, _reward, _losses, _placement, _schedules)
+RULES = (_model_shape, _batch_sizes, _micro_batch, _operands, _reward, _losses, _placement, _schedules)
