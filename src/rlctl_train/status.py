@@ -42,4 +42,4 @@ class Status:
 
     def _write(self) -> None:
         self._fields["updated"] = time.time()
-        write_json(self._path, self._fields)
+        write_json(self._path, self._fields, durable=self._fields["exit_code"] is not None)

@@ -48,12 +48,13 @@ class RunFiles:
     curves = property(lambda self: self.root / "curves.png")
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON so that a reader, or a crash, never sees half a file."""
+def write_json(path: Path, data: Any, *, durable: bool = True) -> None:
+    """Write JSON so that a reader never sees half a file; `durable` waits until it would also survive a power cut."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w") as file:
         json.dump(data, file, indent=2)
         file.write("\n")
         file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            os.fsync(file.fileno())
     temporary.replace(path)
