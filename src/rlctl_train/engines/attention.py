@@ -45,18 +45,20 @@ def packed_attention(
             f"{type(module).__name__} uses attention soft-capping or sinks, which the fsdp2 engine does not have",
             "choose a model without them",
         )
-    rows = [_spread(tensor, slots.spread) for tensor in (query, key, value)]
-    attend = _attend_padded if slots.bounds is None else _attend_dense
-    out = attend(rows[0], rows[1], rows[2], slots, scaling, sliding_window)
-    if slots.collect is not None:
-        out = out.index_select(0, slots.collect)
-    return out.view(1, query.shape[2], *query.shape[1::2]), None
+    rows = [tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value)]
+    return attend(rows[0], rows[1], rows[2], slots, scaling, sliding_window).unsqueeze(0), None
 
 
-def _spread(tensor: Tensor, spread: Tensor | None) -> Tensor:
-    """Return [1, H, N, D] as rows of slots [M, H, D]."""
-    rows = tensor.transpose(1, 2)[0]
-    return rows if spread is None else rows.index_select(0, spread)
+def attend(query: Tensor, key: Tensor, value: Tensor, slots: Slots, scale: float | None, window: int | None) -> Tensor:
+    """Attend from query [N, H, D] to key and value [N, K, D] within sequences, causally; return [N, H, D].
+
+    With a `window`, a token sees itself and the `window` - 1 tokens before it.
+    """
+    if slots.spread is not None:
+        query, key, value = (tensor.index_select(0, slots.spread) for tensor in (query, key, value))
+    by_layout = _attend_padded if slots.bounds is None else _attend_dense
+    out = by_layout(query, key, value, slots, scale, window)
+    return out if slots.collect is None else out.index_select(0, slots.collect)
 
 
 def _attend_padded(

@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from rlctl_train.config.errors import PREFLIGHT, UserError
 from rlctl_train.engines.attention import NAME
+from rlctl_train.engines.fused import fuse
 from rlctl_train.engines.logits import token_logprobs
 from rlctl_train.engines.packing import Pass
 
@@ -63,7 +64,7 @@ class Decoder(nn.Module):
             use_cache=False,
             slots=asked.slots,
         )
-        return out.last_hidden_state[0].index_select(0, asked.predictors)
+        return out.last_hidden_state.squeeze(0).index_select(0, asked.predictors)
 
 
 class Policy(Decoder):
@@ -106,6 +107,7 @@ def load_model(path: str, role: Role, *, read_weights: bool, trust_remote_code: 
     for module in lm.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    fuse(lm)
     lm.train()  # gradient checkpointing is off in eval mode
     model = Critic(lm) if role == "critic" else Policy(lm)
     return model.requires_grad_(role != "reference")

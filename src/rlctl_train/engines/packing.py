@@ -10,6 +10,7 @@ tokens are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from torch import Tensor
 
 from rlctl_train.batch import Batch
 from rlctl_train.data.balance import micro_batches
+
+SLOT_STEP = 16
+"""Padded slots are a multiple of this long: attention kernels on CPU take half the time of the length before it."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def _packed_grid(batch: Batch, lengths: Tensor) -> Tensor:
     prompt_start = (distinct_len.cumsum(0) - distinct_len)[prompt_of_row]
     read_len = lengths - prompt_len
     response_start = distinct_len.sum() + read_len.cumsum(0) - read_len
-    column = torch.arange(int(lengths.max()))
+    column = torch.arange(math.ceil(int(lengths.max()) / SLOT_STEP) * SLOT_STEP)
     in_prompt = column < prompt_len[:, None]
     token = torch.where(in_prompt, prompt_start[:, None], (response_start - prompt_len)[:, None]) + column
     return torch.where(column < lengths[:, None], token, -1)
