@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from rlctl_train.engines.fused import FUSED, _GatedMlp, _RmsNorm, _Rotate, fuse
 from tests.engine_support import make_model
@@ -63,3 +64,11 @@ def test_modules_of_the_same_name_from_elsewhere_are_left_alone() -> None:
     fuse(module)
     assert "forward" not in vars(module)
     assert "transformers.models.qwen2.modeling_qwen2.Qwen2MLP" in FUSED
+
+
+@pytest.mark.parametrize("unusual", [{"mlp_bias": True}, {"hidden_act": "gelu"}])
+def test_an_mlp_of_another_kind_keeps_its_own_pass(unusual: dict[str, object]) -> None:
+    config = LlamaConfig(hidden_size=32, intermediate_size=8, **unusual)  # type: ignore[arg-type]
+    module = LlamaMLP(config)
+    fuse(module)
+    assert "forward" not in vars(module)

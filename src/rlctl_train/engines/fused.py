@@ -23,8 +23,13 @@ def fuse(lm: nn.Module) -> None:
     """Give known modules of a model their leaner forward pass; parameters and names stay as they are."""
     for module in lm.modules():
         forward = FUSED.get(f"{type(module).__module__}.{type(module).__name__}")
-        if forward is not None:
+        if forward is not None and not (forward is _mlp and _is_unusual(module)):
             module.forward = MethodType(forward, module)
+
+
+def _is_unusual(mlp: Any) -> bool:
+    activation = type(mlp.act_fn).__name__
+    return mlp.gate_proj.bias is not None or activation not in ("SiLU", "SiLUActivation")
 
 
 def _norm(module: Any, hidden_states: Tensor) -> Tensor:
