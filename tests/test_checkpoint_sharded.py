@@ -132,6 +132,12 @@ def test_an_exported_folder_is_a_whole_model(path: str, tmp_path: Path) -> None:
     assert model.config.architectures == ["Qwen2ForCausalLM"]
 
 
+def test_a_model_without_a_tokenizer_is_exported_with_the_one_that_is_named(path: str, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(path).save_pretrained(tmp_path / "bare")
+    make_engine(str(tmp_path / "bare")).export(tmp_path / "hf", tokenizer=path)
+    assert AutoTokenizer.from_pretrained(tmp_path / "hf").chat_template is not None
+
+
 def test_export_replaces_an_older_folder_and_leaves_nothing_else(path: str, tmp_path: Path) -> None:
     engine = make_engine(path)
     engine.export(tmp_path / "hf")

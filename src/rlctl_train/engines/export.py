@@ -24,18 +24,19 @@ def write_folder(
     *,
     dtype: torch.dtype,
     source: str,
+    tokenizer: str,
     trust_remote_code: bool,
 ) -> None:
     """Write weights in `dtype`, config, generation config and tokenizer; the folder appears when all of it is there.
 
-    `source` is the folder or hub id the model came from: its tokenizer, and its code if it has any, go along.
+    `source` is the folder or hub id the model came from, whose code goes along if it has any; `tokenizer` likewise.
     """
     aside = folder.with_name(f".{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     _write_weights(aside, tensors, dtype)
     _write_configs(aside, lm, dtype)
-    AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code).save_pretrained(aside)
+    AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code).save_pretrained(aside)
     if trust_remote_code:
         for code in Path(source).glob("*.py"):
             shutil.copy(code, aside)

@@ -153,8 +153,11 @@ class Fsdp2Engine:
         for name, value in random_states.items():
             set_random_state(torch.device(name.split(".")[1]), value)
 
-    def export(self, folder: Path) -> None:
-        """Write a Hugging Face folder from the float32 weights, in the dtype the model came with."""
+    def export(self, folder: Path, tokenizer: str | None = None) -> None:
+        """Write a Hugging Face folder from the float32 weights, in the dtype the model came with.
+
+        `tokenizer` is the folder or hub id of the tokenizer, where it is not the model's own.
+        """
         if rank() > 0:
             for _ in self.weights():
                 pass
@@ -163,7 +166,7 @@ class Fsdp2Engine:
             own_dtype = source.dtype if isinstance(source.dtype, torch.dtype) else torch.float32
             write_folder(
                 Path(folder), self.weights(), self._model.lm,
-                dtype=own_dtype, source=self._path, trust_remote_code=self._trust,
+                dtype=own_dtype, source=self._path, tokenizer=tokenizer or self._path, trust_remote_code=self._trust,
             )  # fmt: skip
         if num_ranks() > 1:
             dist.barrier()
