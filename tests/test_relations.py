@@ -35,6 +35,8 @@ def test_a_sound_config_has_no_problems() -> None:
         ("trainer.num_devices", {"trainer": {"num_devices": 8, "prompts_per_step": 1}, "algo": {"type": "ppo"}}),
         ("trainer.prompts_per_step", {"data": {"num_train": 8}}),
         ("engine.max_tokens_per_micro_batch", {"engine": {"max_tokens_per_micro_batch": 20}}),
+        ("warm_start.mini_batches_per_step", {"warm_start": {"rows_per_step": 64, "mini_batches_per_step": 3}}),
+        ("warm_start.optim.warmup_steps", {"warm_start": {"num_steps": 5, "optim": {"warmup_steps": 6}}}),
         ("data.min_operand", {"data": {"min_operand": 100}}),
         ("reward", {"reward": None}),
         ("reward.type", {"reward": {"type": "gsm8k"}}),

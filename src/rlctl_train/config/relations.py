@@ -84,6 +84,24 @@ def _batch_sizes(config: RunConfig) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+def _warm_start(config: RunConfig) -> Iterator[Problem]:
+    warm = config.warm_start
+    if warm is None:
+        return
+    if warm.rows_per_step % warm.mini_batches_per_step:
+        yield Problem(
+            "warm_start.mini_batches_per_step", warm.mini_batches_per_step,
+            f"does not divide warm_start.rows_per_step={warm.rows_per_step}",
+            f"choose one of {_divisors(warm.rows_per_step)}",
+        )  # fmt: skip
+    updates = warm.num_steps * warm.mini_batches_per_step
+    if warm.optim.warmup_steps > updates:
+        yield Problem(
+            "warm_start.optim.warmup_steps", warm.optim.warmup_steps,
+            f"is longer than the warm start's {updates} optimizer steps", f"use at most {updates}",
+        )  # fmt: skip
+
+
 def _micro_batch(config: RunConfig) -> Iterator[Problem]:
     budget = config.engine.max_tokens_per_micro_batch
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
@@ -166,4 +184,4 @@ def _divisors(number: int) -> str:
     return ", ".join(str(d) for d in range(1, min(number, 4096) + 1) if number % d == 0)
 
 
-RULES = (_model_shape, _batch_sizes, _micro_batch, _operands, _reward, _losses, _placement, _schedules)
+RULES = (_model_shape, _batch_sizes, _warm_start, _micro_batch, _operands, _reward, _losses, _placement, _schedules)

@@ -33,9 +33,11 @@ class WarmStartConfig(Config):
     """Supervised steps on the training rows' `response` column before reinforcement learning begins."""
 
     num_steps: PositiveInt = 50
-    """Optimizer steps."""
+    """Steps; one step reads one batch of rows and learns from it."""
     rows_per_step: PositiveInt = 64
-    """Rows per optimizer step."""
+    """Rows per step."""
+    mini_batches_per_step: PositiveInt = 1
+    """Optimizer steps per step; many small ones in one step save the overhead of a step each."""
     optim: OptimConfig = OptimConfig(lr=1e-3)
     """Optimizer of the warm start; its state is dropped afterwards."""
 
