@@ -60,7 +60,7 @@ def main() -> None:
     connect(config.ray, needed=layout.needed, object_store_gib=plan.object_store_gib)
     materials = Materials(options.model, options.model, tokenizer, folder, None)
     status = Status(RunFiles(folder), config.trainer.num_steps)
-    run = Controller(WorkerSpec(config, plan, options.model, 1_000_000), materials, layout, status)
+    run = Controller(WorkerSpec(config, plan, options.model, options.model, 1_000_000), materials, layout, status)
     run.start()
     run.sync()
     rows = [_row(tokenizer, text) for text in PROMPTS]

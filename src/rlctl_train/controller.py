@@ -50,6 +50,8 @@ class BatchRef:
     lengths: np.ndarray
     """[S, 2] prompt and response lengths, in tokens."""
     records: tuple[dict[str, Any], ...]
+    group_size: int
+    """Consecutive rows that answer the same prompt."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -165,7 +167,8 @@ class Controller:
                 )
                 parts.append(Part(tuple(share), ref))
                 lengths.append(sizes)
-            batch = BatchRef(tuple(parts), np.concatenate(collect(lengths)), tuple(row.record for row in rows))
+            sizes = np.concatenate(collect(lengths))
+            batch = BatchRef(tuple(parts), sizes, tuple(row.record for row in rows), group_size)
             self._each_rollout("sleep")
         return batch
 
@@ -209,7 +212,7 @@ class Controller:
         if self.first_step:
             check_logprob_gap(self._config, self._spec.plan, self._metrics)
             self.first_step = False
-        return BatchRef((*batch.parts, Part(tuple(rows), ref)), batch.lengths, batch.records)
+        return batch.plus(Part(tuple(rows), ref))
 
     def update_critic(self, batch: BatchRef) -> None:
         """Take the critic's optimizer steps, when there is a critic."""
@@ -232,7 +235,7 @@ class Controller:
         lengths = np.stack([batch["prompt_len"].numpy(), batch["response_len"].numpy()], 1)
         self._metrics["perf/total_num_tokens"] = float(lengths.sum())
         part = Part(tuple(range(len(batch))), ray.put(batch))
-        return BatchRef((part,), lengths, tuple(row.record for row in rows))
+        return BatchRef((part,), lengths, tuple(row.record for row in rows), group_size=1)
 
     def update_supervised(self, batch: BatchRef) -> None:
         """Take the optimizer steps of a supervised batch."""
@@ -328,8 +331,7 @@ class Controller:
 
     def _mini_batches(self, batch: BatchRef) -> list[list[int]]:
         """Cut the batch into mini-batches of whole groups, shuffled by seed, step and epoch when there are several."""
-        trainer, algo = self._config.trainer, self._config.algo
-        group = 1 if isinstance(algo, SftConfig) else algo.group_size
+        trainer, group = self._config.trainer, batch.group_size
         groups = list(range(len(batch) // group))
         parts = trainer.mini_batches_per_step
         cut = []
@@ -343,8 +345,11 @@ class Controller:
         return cut
 
     def _shares(self, batch: BatchRef, rows: list[int], num_ranks: int) -> list[list[int]]:
-        lengths = batch.lengths[rows].sum(1)
-        return [[rows[i] for i in share] for share in balance(lengths.tolist(), num_ranks, equal_size=False)]
+        """Spread rows evenly over ranks, whole groups where there are enough: a rank reads a shared prompt once."""
+        size = 1 if len(rows) // batch.group_size < num_ranks else batch.group_size
+        blocks = [rows[i : i + size] for i in range(0, len(rows), size)]
+        lengths = [int(batch.lengths[block].sum()) for block in blocks]
+        return [[row for i in share for row in blocks[i]] for share in balance(lengths, num_ranks, equal_size=False)]
 
     def _on_ranks(self, role: str, verb: str, batch: BatchRef) -> BatchRef:
         actors = self._engines[role]

@@ -83,7 +83,8 @@ class Stage:
         self._phase: Phase = phase
         self._offset = metric_offset
         config, plan = context.config, context.plan
-        spec = WorkerSpec(config, plan, self._materials.model_path, num_updates(config))
+        materials = self._materials
+        spec = WorkerSpec(config, plan, materials.model_path, materials.tokenizer_path, num_updates(config))
         self._run = Controller(spec, self._materials, lay_out(plan, config), self._status)
         self._num_devices = max(plan.trainer_devices, plan.rollout_devices)
         self._flow = load(FLOWS, config.algo.type)
@@ -239,6 +240,7 @@ def warm_start_config(config: RunConfig, warm: WarmStartConfig) -> RunConfig:
     trainer = TrainerConfig(
         num_steps=warm.num_steps,
         prompts_per_step=warm.rows_per_step,
+        mini_batches_per_step=warm.mini_batches_per_step,
         optim=warm.optim,
         num_devices=config.trainer.num_devices,
         threads_per_worker=config.trainer.threads_per_worker,

@@ -38,6 +38,7 @@ class WorkerSpec:
     config: RunConfig
     plan: Plan
     model_path: str
+    tokenizer_path: str
     num_updates: int
     """Optimizer steps of the whole run, for schedules."""
 
@@ -164,7 +165,7 @@ class EngineWorker:
     def export(self, folder: Path) -> None:
         """Write a Hugging Face folder (all ranks take part)."""
         self._engine.onload()
-        self._engine.export(folder)
+        self._engine.export(folder, self._spec.tokenizer_path)
         self._engine.offload()
 
     @property
