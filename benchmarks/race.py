@@ -134,7 +134,7 @@ def race(model: str, workload: str, folder: str, options: argparse.Namespace) ->
     for runner in runners:
         runner.turn(3)  # warm-up
     pairs, discarded = [], 0
-    steps = 10 if WORKLOADS[workload].fixed else 4
+    steps = 10 if WORKLOADS[workload].fixed else 2
     for _ in range(options.rounds):
         ours, theirs = (runner.turn(steps) for runner in runners)
         if max(ours["foreign_share"], theirs["foreign_share"]) > FOREIGN_SHARE:
