@@ -86,7 +86,9 @@ def wait_for_the_driver(folder: Path) -> None:
 
 
 def test_a_launch_writes_the_folder_and_follows_to_the_end(stand_in: Path, cli: Cli) -> None:
-    code, out, err = cli("launch", "quickstart", "trainer.num_steps=2", "--name", "first")
+    code, out, err = cli(
+        "launch", "quickstart", "trainer.num_steps=2", "trainer.optim.warmup_steps=0", "--name", "first"
+    )
     assert (code, out) == (0, "")
     assert "step 1/2  reward 0.5" in err and "step 2/2" in err
     assert "done in 1 min 01 s: held-out accuracy 0.25 -> 0.9" in err
@@ -210,7 +212,7 @@ def test_show_ends_with_curves_and_the_report(cli: Cli) -> None:
 
 def test_diff_of_runs_names_settings_and_totals(cli: Cli) -> None:
     for name, steps in (("a", "2"), ("b", "3")):
-        cli("launch", "quickstart", "--name", name, f"trainer.num_steps={steps}")
+        cli("launch", "quickstart", "--name", name, f"trainer.num_steps={steps}", "trainer.optim.warmup_steps=0")
     _, out, _ = cli("runs", "diff", "a", "b", "-o", "json")
     found = json.loads(out)
     assert found["settings"] == [{"key": "trainer.num_steps", "first": 2, "second": 3}]
