@@ -60,3 +60,15 @@ def test_supervised_training_alone_lowers_the_held_out_loss(tmp_path: Path) -> N
     assert runs.run(files) == 0, runs.log(files)
     losses = [line["val/loss"] for line in runs.lines(files, "validation")]
     assert losses[-1] < losses[0]
+
+
+def test_supervised_training_with_a_reward_validates_the_weights_it_has_just_learnt(tmp_path: Path) -> None:
+    files = runs.make_run(
+        tmp_path / "run",
+        algo={"type": "sft"},
+        trainer={"num_steps": 4, "prompts_per_step": 32, "mini_batches_per_step": 8, "optim": {"lr": 1e-2}},
+        validation={"every_steps": 2, "temperature": 1.0},
+    )
+    assert runs.run(files) == 0, runs.log(files)
+    scores = [line["val/score"] for line in runs.lines(files, "validation")]
+    assert scores[-1] > scores[0], "digits are all the demonstrations show, and the score is the share of digits"

@@ -75,6 +75,7 @@ class Controller:
         self.version = -1
         self.first_step = True
         """Whether the next step is the first of this process: its log-probabilities are always compared."""
+        self._rollout_is_stale = True
         self._metrics: Metrics = {}
         self._engines: dict[str, list[Any]] = {}
         self._rollouts: list[Any] = []
@@ -144,7 +145,9 @@ class Controller:
         return batch
 
     def sample_greedy(self, prompts: Sequence[PromptRow], temperature: float) -> BatchRef:
-        """Sample one response per prompt with the validation temperature (0 is greedy)."""
+        """Sample one response per prompt from the newest weights, with the validation temperature (0 is greedy)."""
+        if self._rollout_is_stale:
+            self.sync()
         sampling = Sampling(
             self._config.rollout.max_response_tokens, temperature=temperature, seed=-1 - self._config.seed
         )
@@ -269,6 +272,7 @@ class Controller:
             for held in received:
                 compare(expected, held, version)
             self.version = version
+            self._rollout_is_stale = False
 
     def _relay(self, stream: Iterator[ray.ObjectRef]) -> Iterator[Any]:
         """Forward each bucket to every rollout engine while the next is gathered; yield receipts, last the checksum."""
@@ -318,6 +322,7 @@ class Controller:
 
     def _update(self, role: str, kind: str, batch: BatchRef, *, prefix: str) -> Metrics:
         actors = self._engines[role]
+        self._rollout_is_stale |= role == "actor"
         plan = [self._shares(batch, rows, len(actors)) for rows in self._mini_batches(batch)]
         results = collect(
             [
