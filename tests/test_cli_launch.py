@@ -171,11 +171,12 @@ def test_ctrl_c_asks_once_to_save_and_gives_130(stand_in: Path, monkeypatch: pyt
 
     told = rundir.Run.status
     monkeypatch.setattr(rundir.Run, "status", press_once)
+    before = signal.getsignal(signal.SIGINT)
     code, _, err = cli("launch", "quickstart", "--name", "mine")
     assert code == 130
     assert err.count("saving; press again to kill") == 1
     assert "saved: `rlctl runs resume mine`" in err
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_second_ctrl_c_kills_what_does_not_leave(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
