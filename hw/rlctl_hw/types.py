@@ -29,6 +29,36 @@ class Device:
     memory_gib: float
     uuid: str | None = None
     compute_capability: str | None = None
+    """CUDA only."""
+    catalogue: str | None = None
+    """Key in `devices.toml`; None for a device that is not in it."""
+    architecture: str | None = None
+    """`gfx942` on ROCm, the SoC on Ascend."""
+    partition: str | None = None
+    """MIG profile, AMD compute partition (`CPX`) or die, where the device is part of a package."""
+    pci: str | None = None
+    """Address on the PCI bus."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """How two devices of a node reach each other; `first` and `second` are places in `Hardware.devices`."""
+
+    first: int
+    second: int
+    kind: str
+    """As the vendor says: NV18, XGMI, HCCS, SIO, PIX, PXB, PHB, NODE, SYS."""
+
+
+@dataclass(frozen=True)
+class Nic:
+    """One active network port for collectives."""
+
+    name: str
+    rate_gb_per_s: float | None = None
+    """1e9 bytes per second, one direction."""
+    link_layer: str | None = None
+    """InfiniBand or Ethernet."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +71,41 @@ class Hardware:
     host_memory_gib: float
     shm_gib: float
     facts: dict[str, Fact] = field(default_factory=dict)
+    links: tuple[Link, ...] = ()
+    islands: tuple[tuple[int, ...], ...] = ()
+    """Places of devices joined by NVLink, xGMI or HCCS; empty when unknown. Tensor parallelism stays inside one."""
+    nics: tuple[Nic, ...] = ()
 
     @property
     def kind(self) -> DeviceKind:
         """Return the kind of every device of the node: cuda, rocm, ascend or cpu."""
         return self.devices[0].kind
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The mixture-of-experts layers of a decoder."""
+
+    num_experts: int
+    experts_per_token: int
+    expert_size: int
+    """MLP width of one expert."""
+    shared_size: int
+    """MLP width of all shared experts together; 0 where there are none."""
+    num_layers: int
+    """Layers that have experts; the others have a dense MLP."""
+    router_bias: bool = False
+
+
+@dataclass(frozen=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434): ranks and head sizes."""
+
+    kv_rank: int
+    nope_dim: int
+    rope_dim: int
+    value_dim: int
+    query_rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +124,22 @@ class ModelShape:
     num_params: int
     max_position: int | None = None
     """Longest sequence the model accepts, in tokens; None where its config does not say."""
+    active_params: int = 0
+    """Parameters one token passes through; `num_params` for a dense model."""
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    norms_per_layer: int = 2
+    """Of the hidden size; Gemma has 4."""
+    gated_mlp: bool = True
+    experts: Experts | None = None
+    latent: LatentAttention | None = None
+    sliding_window: int | None = None
+    """Tokens that windowed layers look back."""
+    num_windowed_layers: int = 0
+    exact: bool = True
+    """False where the number of parameters was read from the weights' index and the shapes are approximate."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`rlctl plan NAME`: what fits on the hardware, with the reason and the origin of every number."""
+"""`rlctl plan NAME` says what fits and why; its verbs answer narrower questions about memory, layouts and prices."""
 
 from __future__ import annotations
 
@@ -8,13 +8,24 @@ import typer
 
 from rlctl import planning, render
 from rlctl.commands import _request, _show
+from rlctl.commands._group import BareName
 from rlctl.commands._request import FREE, FilesOption, RequestArgument
 from rlctl.render import OutputOption
 
-app = typer.Typer(rich_markup_mode=None)
+app = typer.Typer(
+    cls=BareName,
+    rich_markup_mode=None,
+    subcommand_metavar="NAME [KEY=VALUE]... | COMMAND",
+    help="Say what fits on the hardware, and why. A bare NAME plans that preset or file.",
+)
 
 
-@app.command(context_settings=FREE)
+@app.callback()
+def main() -> None:
+    """Hold the verbs."""
+
+
+@app.command(name=BareName.bare, hidden=True, context_settings=FREE)
 def plan(
     ctx: typer.Context,
     words: RequestArgument = None,

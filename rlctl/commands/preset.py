@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from rlctl import catalog, render
-from rlctl.commands._group import HelpfulGroup
+from rlctl.commands._group import BareName
 from rlctl.render import OutputOption
 from rlctl_train.config.errors import UserError
 
-BARE = "resolve"
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", autocompletion=catalog.names)]
-
-
-class BareName(HelpfulGroup):
-    """A group in which a word that is no verb is the name of a preset."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """Take an unknown verb as the argument of the hidden one."""
-        if args and args[0] not in self.commands:
-            return BARE, self.commands[BARE], args
-        return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(
@@ -82,7 +71,9 @@ def diff(
         render.table(("KEY", first, second), rows)
 
 
-@app.command(name=BARE, hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(
+    name=BareName.bare, hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
 def resolve_preset(
     ctx: typer.Context,
     words: Annotated[list[str], typer.Argument(metavar="NAME [KEY=VALUE]...", autocompletion=catalog.names)],
