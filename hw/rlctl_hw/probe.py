@@ -13,6 +13,8 @@ from rlctl_hw.vendors import cpu
 
 VENDORS = {
     "cuda": "rlctl_hw.vendors.cuda:probe",
+    "rocm": "rlctl_hw.vendors.rocm:probe",
+    "ascend": "rlctl_hw.vendors.ascend:probe",
 }
 """Accelerator vendors in the order they are asked; the first that has a device for this process is planned for."""
 
@@ -32,21 +34,23 @@ def survey(host: Host | None = None) -> Hardware:
     """Return what this process can use; never raises, and says under `facts` what it could not learn."""
     host = host or Host()
     base = cpu.probe(host)
-    facts, devices = dict(base.facts), base.devices
+    facts, chosen = dict(base.facts), base
     for vendor in VENDORS:
         found = _ask(vendor, host)
         facts |= found.facts
         if found.devices:
-            devices = found.devices
+            chosen = found
             break
     facts |= dict(_unsurveyed(host))
     return Hardware(
-        devices=devices,
+        devices=chosen.devices,
         num_nodes=1,
         cpu_cores=facts["host.cores"].value,
         host_memory_gib=facts["host.memory_gib"].value,
         shm_gib=facts["host.shm_gib"].value or 0.0,
         facts=facts,
+        links=chosen.links,
+        islands=chosen.islands,
     )
 
 
