@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlctl_hw.model_shape import KNOWN_MODELS, known_shape, shape_from_config
+from rlctl_hw.model_catalogue import known_ids, known_shape
+from rlctl_hw.model_shape import shape_from_config, shape_from_file
 from rlctl_hw.types import ModelShape, Pins, Workload
 
 from rlctl_train.config import RunConfig
@@ -81,24 +82,20 @@ def _random_config(model: RandomModel) -> dict[str, Any]:
 
 def _shape_of_file(file: Path) -> ModelShape:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        return shape_from_file(file)
     except FileNotFoundError as error:
         raise UserError(
             f"model.path: no config.json in {file.parent}", "give a folder that holds a Hugging Face model"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"model.path: {file} cannot be read: {error}", "write the model folder anew") from error
-    if not isinstance(config, dict):
-        raise UserError(f"model.path: {file} is not a JSON object", "write the model folder anew")
-    try:
-        return shape_from_config(config)
     except ValueError as error:
         raise UserError(f"model.path: {file}: {error}", "choose a model of one of these architectures") from error
 
 
 def _hub_config(model: PretrainedModel) -> Path:
     """Return config.json from the hub or from its cache."""
-    way_out = f"give a folder with config.json, or one of {', '.join(KNOWN_MODELS)}"
+    way_out = f"give a folder with config.json, or one of {', '.join(known_ids())}"
     if Path(model.path).is_absolute() or model.path.startswith((".", "~")) or model.path.count("/") > 1:
         raise UserError(f"model.path: no such folder: {model.path}", way_out)
     try:

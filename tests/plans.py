@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
-from rlctl_hw.model_shape import known_shape, shape_from_config
+from rlctl_hw.model_catalogue import known_shape
+from rlctl_hw.model_shape import shape_from_config
 from rlctl_hw.probe import parse_hardware
 from rlctl_hw.types import Hardware, ModelShape, Pins, Workload
 

@@ -95,6 +95,9 @@ class Experts:
     num_layers: int
     """Layers that have experts; the others have a dense MLP."""
     router_bias: bool = False
+    """The router keeps a correction per expert (DeepSeek-V3, GLM-4.5)."""
+    shared_gate: bool = False
+    """The shared experts are weighed by a gate of their own (Qwen2-MoE)."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,8 @@ class LatentAttention:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder; `num_params` counts tied embeddings once."""
+    """Sizes of a decoder; `num_params` counts tied embeddings once. With latent attention every head has its own
+    key and value, and `head_dim` is that of a query: its part without and with position."""
 
     architecture: str
     hidden_size: int
