@@ -24,6 +24,28 @@ def release_cache(device: torch.device) -> None:
         torch.get_device_module(device).empty_cache()
 
 
+def reset_peak(kind: str) -> None:
+    """Start the accelerator's memory peaks again from what is held now."""
+    torch.get_device_module(kind).reset_peak_memory_stats()
+
+
+def peak_bytes(kind: str) -> tuple[int, int]:
+    """Return the accelerator's peaks since `reset_peak`: bytes handed out, bytes held by the allocator."""
+    module = torch.get_device_module(kind)
+    return module.max_memory_allocated(), module.max_memory_reserved()
+
+
+def reserved_bytes(kind: str) -> int:
+    """Return the bytes that torch's allocator holds on the accelerator now."""
+    return torch.get_device_module(kind).memory_reserved()
+
+
+def used_bytes(kind: str) -> int:
+    """Return the bytes in use on the whole accelerator, by any process."""
+    free, total = torch.get_device_module(kind).mem_get_info()
+    return total - free
+
+
 def random_state(device: torch.device) -> Tensor:
     """Return the state of the device's random generator, uint8."""
     return torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state()

@@ -1,0 +1,62 @@
+"""Peak memory by phase: measured for real on this host, added up over processes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rlctl_train.memory_watch import MemoryWatch, Usage, by_phase
+
+MIB = 2**20
+
+
+def test_a_phase_that_takes_memory_shows_it_and_the_next_does_not() -> None:
+    watch = MemoryWatch("cpu")
+    with watch.phase("large"):
+        held = torch.ones(64 * MIB)
+        del held
+    with watch.phase("small"):
+        pass
+    peaks = watch.take().peaks_gib
+    assert peaks["large"] - peaks["small"] == pytest.approx(0.25, abs=0.05)
+
+
+def test_a_phase_that_comes_twice_keeps_its_larger_peak() -> None:
+    watch = MemoryWatch("cpu")
+    for size in (64 * MIB, 1):
+        with watch.phase("update"):
+            held = torch.ones(size)
+            del held
+    assert watch.take().peaks_gib["update"] > watch.take().idle_gib + 0.2
+
+
+def test_a_report_starts_the_next_one_empty() -> None:
+    watch = MemoryWatch("cpu")
+    with watch.phase("update"):
+        pass
+    watch.take()
+    assert watch.take().peaks_gib == {}
+
+
+def test_a_phase_that_fails_is_measured_too() -> None:
+    watch = MemoryWatch("cpu")
+    with pytest.raises(ValueError, match="broken"), watch.phase("update"):
+        raise ValueError("broken")
+    assert watch.take().peaks_gib["update"] > 0
+
+
+def test_those_at_work_count_with_their_peak_and_the_others_with_what_they_hold() -> None:
+    trainer = Usage("host", {"actor_update": 5.0, "logprobs": 3.0}, idle_gib=2.0)
+    rollout = Usage("host", {"generation": 4.0}, idle_gib=1.0)
+    assert by_phase([trainer, rollout]) == {"actor_update": 6.0, "logprobs": 4.0, "generation": 6.0}
+
+
+def test_the_fullest_place_counts() -> None:
+    usages = [Usage("a", {"generation": 4.0}, 1.0), Usage("b", {"generation": 7.0}, 1.0)]
+    assert by_phase(usages) == {"generation": 7.0}
+
+
+def test_what_no_allocator_holds_is_part_of_every_phase() -> None:
+    trainer = Usage("gpu", {"actor_update": 5.0}, idle_gib=2.0, allocated_gib=4.5, used_gib=4.5)
+    rollout = Usage("gpu", {}, idle_gib=1.0, allocated_gib=0.5, used_gib=4.4)
+    assert by_phase([trainer, rollout]) == {"actor_update": pytest.approx(5.0 + 1.0 + 1.5)}
