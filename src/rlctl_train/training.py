@@ -236,7 +236,7 @@ def num_updates(config: RunConfig) -> int:
 
 
 def warm_start_config(config: RunConfig, warm: WarmStartConfig) -> RunConfig:
-    """Return the run's config as its warm-start stage sees it: supervised, without rollout or validation."""
+    """Return the run's config as its warm-start stage sees it: supervised, of every weight, without validation."""
     trainer = TrainerConfig(
         num_steps=warm.num_steps,
         prompts_per_step=warm.rows_per_step,
@@ -247,6 +247,7 @@ def warm_start_config(config: RunConfig, warm: WarmStartConfig) -> RunConfig:
     )
     return config.model_copy(
         update={
+            "model": config.model.model_copy(update={"lora": None}),
             "algo": SftConfig(),
             "reward": None,
             "trainer": trainer,

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from rlctl_train.config.base import Config
+
+
+class LoraConfig(Config):
+    """Train low-rank adapters beside frozen weights (Hu et al. 2021, arXiv:2106.09685); learning rates are higher."""
+
+    rank: PositiveInt = 32
+    """Inner width of each adapter, in features."""
+    alpha: PositiveFloat = 32.0
+    """Strength of the adapters: their output is multiplied by alpha / rank."""
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = ("all-linear",)
+    """Linear layers that get adapters, by the end of their names, such as `q_proj`; `all-linear` takes every one
+    inside the decoder."""
 
 
 class PretrainedModel(Config):
@@ -21,6 +33,8 @@ class PretrainedModel(Config):
     """Hub revision (branch, tag or commit); unset takes the default branch."""
     trust_remote_code: bool = False
     """Run Python code that ships with the model. Only for models whose code you have read."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters in place of the weights; unset trains every weight."""
 
 
 class RandomModel(Config):
@@ -45,6 +59,8 @@ class RandomModel(Config):
     """Share the input embedding with the output projection."""
     init_std: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of the initial weights."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters in place of the weights; unset trains every weight."""
 
 
 ModelConfig = Annotated[PretrainedModel | RandomModel, Field(discriminator="type")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from rlctl_train.config.algo import AlgoConfig, GrpoConfig
+from rlctl_train.config.algo import AlgoConfig, GrpoConfig, Role
 from rlctl_train.config.base import Config
 from rlctl_train.config.data import DataConfig
 from rlctl_train.config.engine import EngineConfig, Fsdp2Config
@@ -60,3 +60,8 @@ class RunConfig(Config):
     """Where metrics go."""
     ray: RayConfig = RayConfig()
     """The Ray cluster."""
+
+    def roles(self) -> tuple[Role, ...]:
+        """Return the model roles that workers hold: under LoRA the actor without its adapters is the reference."""
+        roles = self.algo.roles()
+        return roles if self.model.lora is None else tuple(role for role in roles if role != "reference")

@@ -7,12 +7,15 @@ import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
+Adapter = tuple[dict[str, Any], Iterable[tuple[str, Tensor]]]
+"""What `adapter_config.json` says, and the tensors, in the form of the PEFT library."""
 FILE_BYTES = 4 * 2**30
 """A weight file is closed before it grows beyond this."""
 
@@ -26,6 +29,7 @@ def write_folder(
     source: str,
     tokenizer: str,
     trust_remote_code: bool,
+    adapter: Adapter | None = None,
 ) -> None:
     """Write weights in `dtype`, config, generation config and tokenizer; the folder appears when all of it is there.
 
@@ -36,6 +40,8 @@ def write_folder(
     aside.mkdir(parents=True)
     _write_weights(aside, tensors, dtype)
     _write_configs(aside, lm, dtype)
+    if adapter is not None:
+        _write_adapter(aside / "adapter", *adapter)
     AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code).save_pretrained(aside)
     if trust_remote_code:
         for code in Path(source).glob("*.py"):
@@ -69,6 +75,13 @@ def _write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], dtype: t
         total += tensor.nbytes
     flush()
     _name_files(folder, files, total)
+
+
+def _write_adapter(folder: Path, settings: dict[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> None:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    whole = {name: tensor.cpu().contiguous() for name, tensor in tensors}
+    save_file(whole, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def _name_files(folder: Path, files: list[list[str]], total_bytes: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from rlctl_train.engines.attention import attend
+from rlctl_train.engines.lora import LoraLinear
 from rlctl_train.engines.packing import Slots
 
 
@@ -37,9 +38,11 @@ def _norm(module: Any, hidden_states: Tensor) -> Tensor:
 
 
 def _mlp(module: Any, x: Tensor) -> Tensor:
-    rows = x.flatten(0, -2)
-    weights = (module.gate_proj.weight, module.up_proj.weight, module.down_proj.weight)
-    return _GatedMlp.apply(rows, *weights).view(x.shape)
+    projections = (module.gate_proj, module.up_proj, module.down_proj)
+    if any(isinstance(projection, LoraLinear) for projection in projections):
+        gate, up, down = projections
+        return down(_Gate.apply(gate(x), up(x)))
+    return _GatedMlp.apply(x.flatten(0, -2), *(projection.weight for projection in projections)).view(x.shape)
 
 
 def _attention(
@@ -77,14 +80,14 @@ class _RmsNorm(torch.autograd.Function):
         return (wide * inverse).to(x.dtype).mul_(weight)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, inverse = ctx.saved_tensors
         grad, wide = grads[0].to(inverse.dtype), x.to(inverse.dtype)
         product = (grad * wide).flatten(0, -2)
-        grad_weight = torch.mv(product.t(), inverse.flatten())
+        grad_weight = torch.mv(product.t(), inverse.flatten()).to(weight.dtype) if ctx.needs_input_grad[1] else None
         share = torch.mv(product, weight.to(inverse.dtype)).view_as(inverse).mul_(inverse.pow(3)).div_(-x.shape[-1])
         grad_x = (grad * inverse).mul_(weight).addcmul_(wide, share)
-        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+        return grad_x.to(x.dtype), grad_weight, None
 
 
 class _Rotate(torch.autograd.Function):
@@ -121,13 +124,31 @@ class _GatedMlp(torch.autograd.Function):
         return linear(silu(gated).mul_(raised), down)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, gate, up, down, gated, raised = ctx.saved_tensors
         (grad,) = grads
         active = silu(gated)
-        grad_down = grad.t() @ (active * raised)
+        _, *trained = ctx.needs_input_grad
+        grad_down = grad.t() @ (active * raised) if trained[2] else None
         grad_hidden = grad @ down
         grad_raised = active.mul_(grad_hidden)
         grad_gated = torch.ops.aten.silu_backward(grad_hidden.mul_(raised), gated)
         grad_x = torch.addmm(grad_gated @ gate, grad_raised, up)
-        return grad_x, grad_gated.t() @ x, grad_raised.t() @ x, grad_down
+        grad_gate = grad_gated.t() @ x if trained[0] else None
+        grad_up = grad_raised.t() @ x if trained[1] else None
+        return grad_x, grad_gate, grad_up, grad_down
+
+
+class _Gate(torch.autograd.Function):
+    """silu(gated) * raised, [..., I] each; keeps the two and nothing between them."""
+
+    @staticmethod
+    def forward(ctx: Any, gated: Tensor, raised: Tensor) -> Tensor:
+        ctx.save_for_backward(gated, raised)
+        return silu(gated).mul_(raised)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        gated, raised = ctx.saved_tensors
+        (grad,) = grads
+        return torch.ops.aten.silu_backward(grad * raised, gated), silu(gated).mul_(grad)

@@ -52,8 +52,9 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, weight, bias, targets, entropy, kept = ctx.saved_tensors
         grad_logp, grad_entropy = grads
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros(weight.shape, dtype=kept.dtype, device=weight.device)
-        grad_bias = None if bias is None else torch.zeros(bias.shape, dtype=kept.dtype, device=bias.device)
+        _, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        grad_weight = torch.zeros_like(weight, dtype=kept.dtype) if wants_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=kept.dtype) if wants_bias else None
         parts = _chunks(len(hidden), ctx.chunk_tokens)
         for part in reversed(parts):
             log_probs = kept if part is parts[-1] else _log_softmax(hidden[part], weight, bias, ctx.temperature)
@@ -65,11 +66,14 @@ class _TokenLogprobs(torch.autograd.Function):
                 None if grad_entropy is None else grad_entropy[part] / ctx.temperature,
             ).to(weight.dtype)
             torch.mm(grad_logits, weight, out=grad_hidden[part])
-            _add_product(grad_weight, grad_logits.t(), hidden[part])
+            if grad_weight is not None:
+                _add_product(grad_weight, grad_logits.t(), hidden[part])
             if grad_bias is not None:
                 grad_bias += grad_logits.sum(0)
         return (
-            grad_hidden, grad_weight.to(weight.dtype), None if grad_bias is None else grad_bias.to(weight.dtype),
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(weight.dtype),
             None, None, None,
         )  # fmt: skip
 

@@ -16,9 +16,11 @@ from transformers.initialization import no_init_weights
 from transformers.utils.logging import disable_progress_bar
 
 from rlctl_train.config.errors import PREFLIGHT, UserError
+from rlctl_train.config.model import LoraConfig
 from rlctl_train.engines.attention import NAME
 from rlctl_train.engines.fused import fuse
 from rlctl_train.engines.logits import token_logprobs
+from rlctl_train.engines.lora import adapt, is_adapter
 from rlctl_train.engines.packing import Pass
 
 Role = Literal["actor", "critic", "reference"]
@@ -39,8 +41,12 @@ class Decoder(nn.Module):
         return list(cast(Any, self.lm.base_model).layers)
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield each parameter once, under its Hugging Face name."""
-        yield from self.lm.named_parameters()
+        """Yield each parameter of the Hugging Face model once, under its name there; adapters are not among them."""
+        yield from ((name, p) for name, p in self.lm.named_parameters() if not is_adapter(name))
+
+    def named_trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield each parameter that is trained, adapters and all."""
+        yield from ((name, p) for name, p in self.lm.named_parameters() if p.requires_grad)
 
     @property
     def num_matrix_parameters(self) -> int:
@@ -87,16 +93,28 @@ class Critic(Decoder):
         return nn.functional.linear(hidden, score.weight.to(hidden.dtype), score.bias.to(hidden.dtype)).squeeze(1)
 
 
-def load_model(path: str, role: Role, *, read_weights: bool, trust_remote_code: bool) -> Decoder:
-    """Build the module of a role in float32 on the host; without `read_weights` its parameters are arbitrary.
+def load_model(
+    path: str,
+    role: Role,
+    *,
+    read_weights: bool,
+    trust_remote_code: bool,
+    lora: LoraConfig | None,
+    frozen_dtype: torch.dtype,
+    seed: int,
+) -> Decoder:
+    """Build the module of a role on the host; without `read_weights` its parameters are arbitrary.
 
-    A critic made from a language model gets an output of zeros, so that it starts by promising nothing.
+    What is trained is in float32. With `lora` that is adapters, drawn from `seed`, and a critic's output; the rest
+    is in `frozen_dtype`. A critic made from a language model gets an output of zeros, so that it starts by promising
+    nothing.
     """
     disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         _refuse_unsupported(config)
-        lm = _read(path, role, trust_remote_code) if read_weights else _shape(config, role, trust_remote_code)
+        settings = _settings(torch.float32 if lora is None else frozen_dtype, trust_remote_code)
+        lm = _read(path, role, settings) if read_weights else _shape(config, role, settings)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -109,12 +127,16 @@ def load_model(path: str, role: Role, *, read_weights: bool, trust_remote_code: 
             module.p = 0.0
     fuse(lm)
     lm.train()  # gradient checkpointing is off in eval mode
-    model = Critic(lm) if role == "critic" else Policy(lm)
-    return model.requires_grad_(role != "reference")
+    lm.requires_grad_(role != "reference")
+    if lora is not None:
+        adapt(lm, lora, seed)
+        if role == "critic":
+            cast(nn.Linear, lm.score).float().requires_grad_(True)
+    return Critic(lm) if role == "critic" else Policy(lm)
 
 
-def _read(path: str, role: Role, trust_remote_code: bool) -> PreTrainedModel:
-    settings = _settings(trust_remote_code) | {"output_loading_info": True, "low_cpu_mem_usage": True}
+def _read(path: str, role: Role, settings: dict[str, Any]) -> PreTrainedModel:
+    settings = settings | {"output_loading_info": True, "low_cpu_mem_usage": True}
     if role != "critic":
         return cast(Any, AutoModelForCausalLM).from_pretrained(path, **settings)[0]
     lm, report = cast(Any, AutoModelForTokenClassification).from_pretrained(path, num_labels=1, **settings)
@@ -124,20 +146,20 @@ def _read(path: str, role: Role, trust_remote_code: bool) -> PreTrainedModel:
     return lm
 
 
-def _shape(config: Any, role: Role, trust_remote_code: bool) -> PreTrainedModel:
+def _shape(config: Any, role: Role, settings: dict[str, Any]) -> PreTrainedModel:
     # Built on the host and not on the meta device: buffers that no file holds, such as rotary frequencies, are right.
     with no_init_weights():
         if role != "critic":
-            lm = AutoModelForCausalLM.from_config(config, **_settings(trust_remote_code))
+            lm = AutoModelForCausalLM.from_config(config, **settings)
         else:
             config.num_labels = 1
-            lm = AutoModelForTokenClassification.from_config(config, **_settings(trust_remote_code))
+            lm = AutoModelForTokenClassification.from_config(config, **settings)
     lm.tie_weights()
     return lm
 
 
-def _settings(trust_remote_code: bool) -> dict[str, Any]:
-    return {"dtype": torch.float32, "attn_implementation": NAME, "trust_remote_code": trust_remote_code}
+def _settings(dtype: torch.dtype, trust_remote_code: bool) -> dict[str, Any]:
+    return {"dtype": dtype, "attn_implementation": NAME, "trust_remote_code": trust_remote_code}
 
 
 def _refuse_unsupported(config: Any) -> None:

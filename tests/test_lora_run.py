@@ -1,0 +1,51 @@
+"""A whole run with adapters through Ray: warm start of every weight, then adapters alone, with no reference model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlctl_train.config import RunConfig
+from rlctl_train.placement import lay_out
+from tests import runs
+
+KL = {"type": "ppo", "group_size": 2, "critic_optim": {"lr": 1e-3}, "kl_loss_coef": 0.05}
+
+
+def test_no_device_is_given_to_a_reference() -> None:
+    config = RunConfig.model_validate(
+        {**runs.CONFIG, "algo": KL, "model": {**runs.CONFIG["model"], "lora": {"rank": 2}}}
+    )
+    assert set(lay_out(runs.PLAN, config).slots) == {"actor", "critic", "rollout"}
+    without = config.model_copy(update={"model": config.model.model_copy(update={"lora": None})})
+    assert set(lay_out(runs.PLAN, without).slots) == {"actor", "critic", "reference", "rollout"}
+
+
+@pytest.mark.slow
+def test_adapters_learn_beside_the_warm_started_weights(tmp_path: Path) -> None:
+    files = runs.make_run(
+        tmp_path / "run",
+        plan={"trainer_devices": 2},
+        model={**runs.CONFIG["model"], "lora": {"rank": 2, "alpha": 4}},
+        algo=KL,
+        trainer={"num_steps": 4, "mini_batches_per_step": 2, "optim": {"lr": 1e-2}},
+        warm_start={"num_steps": 3},
+    )
+    assert runs.run(files) == 0, runs.log(files)
+    steps = runs.lines(files)
+    assert steps[0]["health/logprob_gap"] < 1e-4
+    assert steps[0]["actor/kl_loss"] < steps[-1]["actor/kl_loss"]
+    assert not any("reference" in name for name in json.loads((files.logs / "workers.json").read_text()))
+    base = load_file(files.root / "warm_start" / "hf" / "model.safetensors")
+    assert not (files.root / "warm_start" / "hf" / "adapter").exists()
+    adapter = load_file(files.hf / "adapter" / "adapter_model.safetensors")
+    merged = load_file(files.hf / "model.safetensors")
+    layer = "model.layers.0.mlp.up_proj"
+    down, up = (adapter[f"base_model.model.{layer}.lora_{part}.weight"] for part in "AB")
+    torch.testing.assert_close(merged[f"{layer}.weight"], base[f"{layer}.weight"] + 2 * up @ down)
+    assert float(up.abs().max()) > 0
+    torch.testing.assert_close(merged["model.embed_tokens.weight"], base["model.embed_tokens.weight"], rtol=0, atol=0)
