@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator
 
 from rlctl_hw.devices import by_key
 from rlctl_hw.host import Found, Host
+from rlctl_hw.nics import nearest_devices, read_nics
 from rlctl_hw.types import Device, Fact, Hardware
 from rlctl_hw.vendors import cpu
 
@@ -17,12 +17,6 @@ VENDORS = {
     "ascend": "rlctl_hw.vendors.ascend:probe",
 }
 """Accelerator vendors in the order they are asked; the first that has a device for this process is planned for."""
-
-UNSURVEYED = {
-    "/sys/class/kfd/kfd/topology/nodes": "AMD GPUs (ROCm)",
-    "/dev/davinci_manager": "Ascend NPUs",
-}
-"""Traces of accelerators that no table line covers: named aloud, so that nobody believes they were looked for."""
 
 SPEC = re.compile(r"(?P<name>[^:\s]+)(?::(?P<count>[1-9]\d{0,4})(?:x(?P<nodes>[1-9]\d{0,4}))?)?")
 CORES_PER_DEVICE = 8
@@ -41,16 +35,20 @@ def survey(host: Host | None = None) -> Hardware:
         if found.devices:
             chosen = found
             break
-    facts |= dict(_unsurveyed(host))
+    nics, nic_facts = read_nics(host)
+    facts |= nic_facts
+    if near := nearest_devices(host, nics, chosen.devices):
+        facts["nics.near"] = near
     return Hardware(
         devices=chosen.devices,
         num_nodes=1,
-        cpu_cores=facts["host.cores"].value,
-        host_memory_gib=facts["host.memory_gib"].value,
+        cpu_cores=facts["host.cores"].value or 1,
+        host_memory_gib=facts["host.memory_gib"].value or 0.0,
         shm_gib=facts["host.shm_gib"].value or 0.0,
         facts=facts,
         links=chosen.links,
         islands=chosen.islands,
+        nics=nics,
     )
 
 
@@ -77,12 +75,6 @@ def _ask(vendor: str, host: Host) -> Found:
     # A driver in a bad state may answer anything; whatever it is must not stop a run that can do without it.
     except Exception as error:
         return Found((), {f"{vendor}.physical": Fact(None, vendor, f"{type(error).__name__}: {error}")})
-
-
-def _unsurveyed(host: Host) -> Iterator[tuple[str, Fact]]:
-    for path, what in UNSURVEYED.items():
-        if (host.root / path.lstrip("/")).exists():
-            yield f"unsurveyed{path}", Fact(None, path, f"this host may have {what}, which the survey does not read")
 
 
 def _cpu_machine(cores: int, num_nodes: int) -> Hardware:

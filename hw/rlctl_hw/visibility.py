@@ -1,8 +1,8 @@
 """Visibility variables: which of the physical devices a process is shown, and in which order.
 
 `CUDA_VISIBLE_DEVICES`, `ROCR_VISIBLE_DEVICES`, `HIP_VISIBLE_DEVICES` and `ASCEND_RT_VISIBLE_DEVICES` are lists of
-indices or UUIDs with the same rules: the list ends at the first entry that names nothing (so the empty string, `-1`
-and `NoDevFiles` show no device), and an entry named twice leaves none at all.
+indices or UUIDs with the same rule: the list ends at the first entry that names nothing (so the empty string, `-1`
+and `NoDevFiles` show no device). They differ in what an entry named twice does.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 UUID = re.compile(r"(GPU|MIG)-.*", re.DOTALL)
 
@@ -30,10 +31,13 @@ class Selection:
     note: str | None = None
 
 
-def select(variable: str, setting: str | None, names: Sequence[Name]) -> Selection:
+def select(
+    variable: str, setting: str | None, names: Sequence[Name], *, repeats: Literal["none", "end", "skip"] = "none"
+) -> Selection:
     """Apply a visibility list to devices; unset shows every device that has an index.
 
-    A UUID may be shortened as long as it stays the beginning of a single one (`GPU-8a`).
+    A UUID may be shortened as long as it stays the beginning of a single one (`GPU-8a`). An entry named twice leaves
+    no device at all (CUDA), ends the list (ROCr, Ascend) or counts once (HIP).
     """
     if setting is None:
         return Selection(tuple(place for place, name in enumerate(names) if name.index is not None))
@@ -42,6 +46,10 @@ def select(variable: str, setting: str | None, names: Sequence[Name]) -> Selecti
         place = _place(entry, names)
         if place is None:
             return Selection(tuple(chosen), _about_the_end(variable, entry))
+        if place in chosen and repeats == "skip":
+            continue
+        if place in chosen and repeats == "end":
+            return Selection(tuple(chosen), f"{variable}={setting} names a device twice: the list ends there")
         if place in chosen:
             return Selection((), f"{variable}={setting} names a device twice: none is shown then")
         chosen.append(place)
@@ -54,7 +62,8 @@ def _place(entry: str, names: Sequence[Name]) -> int | None:
         return places[0] if len(places) == 1 else None
     if not (entry.isascii() and entry.isdigit()):
         return None
-    return next((place for place, name in enumerate(names) if name.index == int(entry)), None)
+    index = entry.lstrip("0") or "0"
+    return next((place for place, name in enumerate(names) if str(name.index) == index), None)
 
 
 def _about_the_end(variable: str, entry: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The host itself: cores, memory and shared memory, within the limits of cgroups and affinity."""
+"""The host itself: cores, memory and shared memory, within the limits of cgroups and affinity; what contains it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import psutil
 
@@ -19,16 +20,23 @@ NO_LIMIT_BYTES = 2**60
 """cgroup v1 writes "no limit" as the largest page-aligned number, about 2**63."""
 
 
+CONTAINER_FILES = {"/.dockerenv": "docker", "/run/.containerenv": "podman", "/.singularity.d": "apptainer"}
+CONTAINER_GROUP = re.compile(r"\b(docker|kubepods|containerd|libpod|lxc)\b")
+
+
 def probe(host: Host) -> Found:
-    """Return the CPU as one device, with the facts `host.cores`, `host.memory_gib` and `host.shm_gib`."""
+    """Return the CPU as one device, with the facts `host.*`; what cannot be learned has an error."""
     facts = {
         "host.cpu": _name(host),
         "host.cores": _cores(host),
         "host.memory_gib": _memory(host),
+        "host.available_gib": _available(host),
         "host.shm_gib": _shared_memory(host),
+        "host.kernel": _kernel(host),
+        "host.container": _container(host),
     }
-    device = Device("cpu", 0, str(facts["host.cpu"].value), facts["host.memory_gib"].value)
-    return Found((device,), facts)
+    memory_gib = facts["host.memory_gib"].value
+    return Found((Device("cpu", 0, str(facts["host.cpu"].value or "CPU"), memory_gib or 0.0),), facts)
 
 
 def parse_cpu_model(cpuinfo: str) -> str | None:
@@ -37,15 +45,15 @@ def parse_cpu_model(cpuinfo: str) -> str | None:
     return found.group(1).strip() if found else None
 
 
-def parse_mem_total(meminfo: str) -> int | None:
-    """Read MemTotal of /proc/meminfo, in bytes."""
-    found = re.search(r"^MemTotal:\s*(\d+)\s*kB", meminfo, re.MULTILINE)
+def parse_meminfo(meminfo: str, key: str = "MemTotal") -> int | None:
+    """Read one line of /proc/meminfo, in bytes."""
+    found = re.search(rf"^{key}:\s*(\d{{1,18}})\s*kB", meminfo, re.MULTILINE)
     return int(found.group(1)) * 1024 if found else None
 
 
 def parse_memory_limit(text: str) -> int | None:
     """Read memory.max or memory.limit_in_bytes, in bytes; None means no limit."""
-    return int(text) if text.isdigit() and int(text) < NO_LIMIT_BYTES else None
+    return int(text) if _is_number(text) and int(text) < NO_LIMIT_BYTES else None
 
 
 def parse_cpu_max(text: str) -> float | None:
@@ -58,7 +66,7 @@ def parse_cpu_max(text: str) -> float | None:
 
 def parse_cpu_quota(quota: str, period: str) -> float | None:
     """Divide a quota by its period, both in microseconds; None means no limit (`max` or -1)."""
-    if not (quota.isdigit() and period.isdigit()) or int(period) == 0:
+    if not (_is_number(quota) and _is_number(period)) or int(period) == 0:
         return None
     return int(quota) / int(period)
 
@@ -73,36 +81,80 @@ def parse_cgroup_paths(text: str) -> dict[str, str]:
     return paths
 
 
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,20}", text) is not None
+
+
 def _name(host: Host) -> Fact:
     name = parse_cpu_model(host.read("/proc/cpuinfo") or "")
-    return Fact(name, "/proc/cpuinfo") if name else Fact(os.uname().machine, "uname")
+    if name:
+        return Fact(name, "/proc/cpuinfo")
+    machine = host.answer("machine", lambda: os.uname().machine)
+    return Fact(machine, "uname") if isinstance(machine, str) else Fact(None, "uname", "not told")
 
 
 def _cores(host: Host) -> Fact:
-    if sys.platform == "linux":
-        affinity, source = len(os.sched_getaffinity(0)), "affinity"
-    else:
-        affinity, source = os.cpu_count() or 1, "cpu count"
-    limits = [limit for limit in _cpu_limits(host) if limit < affinity]
-    # A quota of one and a half cores runs one busy thread well and two badly.
-    return Fact(max(1, int(min(limits))), "cgroup cpu quota") if limits else Fact(affinity, source)
+    affinity = _count(host.answer("affinity", _affinity))
+    limits = [limit for limit in _cpu_limits(host) if limit < (affinity or float("inf"))]
+    if limits:
+        # A quota of one and a half cores runs one busy thread well and two badly.
+        return Fact(max(1, int(min(limits))), "cgroup cpu quota")
+    return Fact(affinity, "affinity", None if affinity else "not told")
+
+
+def _affinity() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _memory(host: Host) -> Fact:
-    total, source = parse_mem_total(host.read("/proc/meminfo") or ""), "/proc/meminfo"
+    total, source = parse_meminfo(host.read("/proc/meminfo") or ""), "/proc/meminfo"
     if total is None:
-        total, source = psutil.virtual_memory().total, "psutil"
-    limits = [limit for limit in _memory_limits(host) if limit < total]
-    return Fact(min(limits) / GIB, "cgroup memory limit") if limits else Fact(total / GIB, source)
+        total, source = _count(host.answer("memory", lambda: psutil.virtual_memory().total)), "psutil"
+    limits = [limit for limit in _memory_limits(host) if limit < (total or float("inf"))]
+    if limits:
+        return Fact(min(limits) / GIB, "cgroup memory limit")
+    return Fact(None, source, "not told") if total is None else Fact(total / GIB, source)
+
+
+def _available(host: Host) -> Fact:
+    free = parse_meminfo(host.read("/proc/meminfo") or "", "MemAvailable")
+    return Fact(None if free is None else free / GIB, "/proc/meminfo", "not told" if free is None else None)
 
 
 def _shared_memory(host: Host) -> Fact:
-    folder = host.root / "dev/shm"
+    size = _count(host.answer("shm", lambda: _folder_bytes(host.at("/dev/shm"))))
+    return Fact(None, "/dev/shm", "no shared memory") if size is None else Fact(size / GIB, "/dev/shm")
+
+
+def _folder_bytes(folder: Path) -> int | None:
     try:
         stat = os.statvfs(folder)
-    except OSError as error:
-        return Fact(None, "/dev/shm", f"no shared memory: {error.strerror}")
-    return Fact(stat.f_frsize * stat.f_blocks / GIB, "/dev/shm")
+    except OSError:
+        return None
+    return stat.f_frsize * stat.f_blocks
+
+
+def _count(answer: Any) -> int | None:
+    """Return a number that a record may hold in any form."""
+    return answer if isinstance(answer, int) and not isinstance(answer, bool) and answer > 0 else None
+
+
+def _kernel(host: Host) -> Fact:
+    release = host.read("/proc/sys/kernel/osrelease")
+    return Fact(release, "/proc/sys/kernel/osrelease", None if release else "not told")
+
+
+def _container(host: Host) -> Fact:
+    """Return what runs this process: docker, podman, kubernetes, …, or None where no mark of a container is left."""
+    if host.env.get("KUBERNETES_SERVICE_HOST"):
+        return Fact("kubernetes", "KUBERNETES_SERVICE_HOST")
+    for path, name in CONTAINER_FILES.items():
+        if host.exists(path):
+            return Fact(name, path)
+    if name := host.env.get("container"):
+        return Fact(name, "the variable container")
+    group = CONTAINER_GROUP.search(host.read("/proc/1/cgroup") or "")
+    return Fact(group.group(1) if group else None, "/proc/1/cgroup")
 
 
 def _cpu_limits(host: Host) -> Iterator[float]:

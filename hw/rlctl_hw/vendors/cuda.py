@@ -1,33 +1,30 @@
 """NVIDIA: NVML first, `nvidia-smi` as fallback, and what `CUDA_VISIBLE_DEVICES` leaves of it.
 
-MIG: a process sees one slice only, so a slice counts as a machine with a single device.
+MIG: a process sees one slice only, and slices do not reach each other, so a slice counts as a machine with a single
+device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 import pynvml
 
 from rlctl_hw.devices import by_printed_name
 from rlctl_hw.host import Found, Host
-from rlctl_hw.types import Device, Fact
-from rlctl_hw.vendors import nvidia_smi
-from rlctl_hw.vendors.nvidia_smi import Gpu, MigSlice
+from rlctl_hw.topology import Topology, among, is_complete, islands, parse_topo
+from rlctl_hw.types import Device, Fact, Link
+from rlctl_hw.vendors import nvidia_smi, nvml
+from rlctl_hw.vendors.nvidia_smi import Answer, Gpu, MigSlice
+from rlctl_hw.visibility import Name, select
 
-GIB = 2**30
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 MIB_PER_GIB = 1024
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The physical GPUs one source knows, and what went wrong on the way."""
-
-    gpus: tuple[Gpu, ...]
-    source: str
-    errors: tuple[str, ...] = ()
+IN_USE_GIB = 0.5
+"""A GPU with more than this taken is somebody's: a display or a monitor takes less."""
 
 
 @dataclass(frozen=True)
@@ -35,75 +32,37 @@ class Visible:
     """Devices that CUDA gives to a process, and why others are left out."""
 
     devices: tuple[Device, ...]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
 
-def probe(host: Host, nvml: Any = pynvml) -> Found:
+@dataclass(frozen=True)
+class Wiring:
+    """The links and islands among visible devices."""
+
+    links: tuple[Link, ...]
+    islands: tuple[tuple[int, ...], ...]
+    facts: dict[str, Fact]
+
+
+def probe(host: Host, library: Any = pynvml) -> Found:
     """Return the GPUs a process may use; the physical ones are in the facts."""
-    answer = read_nvml(nvml)
+    answer = nvml.read(host, library)
     if not answer.gpus:
         fallback = nvidia_smi.read(host)
-        answer = Answer(fallback.gpus, "nvidia-smi", answer.errors + fallback.errors)
-    setting = host.env.get("CUDA_VISIBLE_DEVICES")
-    visible = select_visible(answer.gpus, setting)
-    return Found(visible.devices, _facts(host, answer, setting, visible))
+        answer = replace(fallback, errors=answer.errors + fallback.errors)
+    visible = select_visible(answer.gpus, host.env.get(VISIBLE))
+    wiring = _wiring(host, answer, visible.devices)
+    facts = _facts(host, answer, visible) | _states(answer) | wiring.facts
+    return Found(visible.devices, facts, wiring.links, wiring.islands)
 
 
-def read_nvml(nvml: Any = pynvml) -> Answer:
-    """Ask the driver's library; a GPU that does not answer is left out and named in the errors."""
-    try:
-        nvml.nvmlInit()
-    except (pynvml.NVMLError, OSError) as error:
-        return Answer((), "NVML", (f"NVML: {error}",))
-    gpus, errors = [], []
-    try:
-        for index in range(nvml.nvmlDeviceGetCount()):
-            try:
-                gpus.append(_gpu(nvml, index, nvml.nvmlDeviceGetHandleByIndex(index)))
-            except pynvml.NVMLError as error:
-                errors.append(f"NVML, GPU {index}: {error}")
-    except pynvml.NVMLError as error:
-        errors.append(f"NVML: {error}")
-    finally:
-        nvml.nvmlShutdown()
-    return Answer(tuple(gpus), "NVML", tuple(errors))
-
-
-def select_visible(gpus: Iterable[Gpu], setting: str | None) -> Visible:
-    """Apply `CUDA_VISIBLE_DEVICES` (indices, `GPU-` or `MIG-` UUIDs or their beginnings) as CUDA does.
-
-    The list ends at the first entry that names nothing; an entry named twice leaves no device at all.
-    """
-    gpus = tuple(gpus)
-    if setting is None:
-        chosen: list[Gpu] = list(gpus)
-    else:
-        chosen = []
-        for entry in setting.split(","):
-            match = _named(gpus, entry.strip())
-            if match is None:
-                break
-            if match in chosen:
-                return Visible((), (f"CUDA_VISIBLE_DEVICES={setting!r} names a device twice: CUDA then shows none",))
-            chosen.append(match)
-    return _usable(chosen)
-
-
-def _named(gpus: tuple[Gpu, ...], entry: str) -> Gpu | None:
-    """Return the GPU an entry names; for a MIG UUID, its GPU with that slice only."""
-    if entry.startswith("GPU-"):
-        return _only([gpu for gpu in gpus if gpu.uuid and gpu.uuid.startswith(entry)])
-    if entry.startswith("MIG-"):
-        return _only(
-            [replace(gpu, slices=(piece,)) for gpu in gpus for piece in gpu.slices if piece.uuid.startswith(entry)]
-        )
-    if not (entry.isascii() and entry.isdigit()):
-        return None
-    return next((gpu for gpu in gpus if gpu.index == int(entry)), None)
-
-
-def _only(matches: list[Gpu]) -> Gpu | None:
-    return matches[0] if len(matches) == 1 else None
+def select_visible(gpus: Sequence[Gpu], setting: str | None) -> Visible:
+    """Apply `CUDA_VISIBLE_DEVICES` (indices, `GPU-` or `MIG-` UUIDs or their beginnings) as CUDA does."""
+    slices = [replace(gpu, slices=(piece,)) for gpu in gpus for piece in gpu.slices]
+    names = [Name(gpu.index, gpu.uuid) for gpu in gpus] + [Name(None, gpu.slices[0].uuid) for gpu in slices]
+    chosen = select(VISIBLE, setting, names)
+    shown = _usable([(*gpus, *slices)[place] for place in chosen.places])
+    return shown if chosen.note is None else replace(shown, notes=(chosen.note, *shown.notes))
 
 
 def _usable(chosen: list[Gpu]) -> Visible:
@@ -118,14 +77,23 @@ def _usable(chosen: list[Gpu]) -> Visible:
         memory_gib = _memory_gib(gpu)
         if gpu.mig_enabled:
             notes.append(f"GPU {gpu.index} is in MIG mode and cannot serve beside whole GPUs")
+        elif gpu.recovery:
+            notes.append(f"GPU {gpu.index} is in error; the driver asks for: {gpu.recovery}")
         elif memory_gib is None:
             notes.append(f"GPU {gpu.index} ({gpu.name}) does not tell its memory and is not in the catalogue")
         else:
-            devices.append(Device("cuda", gpu.index, gpu.name, memory_gib, gpu.uuid, _capability(gpu)))
+            devices.append(_whole_device(gpu, memory_gib))
     return Visible(tuple(devices), tuple(notes))
 
 
+def _whole_device(gpu: Gpu, memory_gib: float) -> Device:
+    entry = by_printed_name(gpu.name)
+    key = entry.key if entry else None
+    return Device("cuda", gpu.index, gpu.name, memory_gib, gpu.uuid, _capability(gpu), key, pci=gpu.pci)
+
+
 def _slice_device(gpu: Gpu, piece: MigSlice) -> Device:
+    # The catalogue's figures are of the whole GPU, so a slice has no row in it.
     return Device(
         "cuda",
         gpu.index,
@@ -133,6 +101,8 @@ def _slice_device(gpu: Gpu, piece: MigSlice) -> Device:
         piece.memory_mib / MIB_PER_GIB,
         piece.uuid,
         _capability(gpu),
+        partition=piece.profile,
+        pci=gpu.pci,
     )
 
 
@@ -148,65 +118,79 @@ def _capability(gpu: Gpu) -> str | None:
     return gpu.compute_capability or (entry.compute_capability if entry else None)
 
 
-def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
-    mig = _ask(nvml.nvmlDeviceGetMigMode, handle)
-    mig_enabled = mig is not None and mig[0] == nvml.NVML_DEVICE_MIG_ENABLE
-    capability = _ask(nvml.nvmlDeviceGetCudaComputeCapability, handle)
-    return Gpu(
-        index=index,
-        name=nvml.nvmlDeviceGetName(handle),
-        uuid=_ask(nvml.nvmlDeviceGetUUID, handle),
-        memory_mib=_nvml_memory_mib(nvml, handle),
-        compute_capability=None if capability is None else f"{capability[0]}.{capability[1]}",
-        driver_version=_ask(nvml.nvmlSystemGetDriverVersion),
-        mig_enabled=mig_enabled,
-        slices=tuple(_slices(nvml, handle)) if mig_enabled else (),
-    )
+def _wiring(host: Host, answer: Answer, devices: Sequence[Device]) -> Wiring:
+    """Return how visible GPUs reach each other, from NVML or else from `nvidia-smi topo -m`."""
+    if not devices:
+        return Wiring((), (), {})
+    if len(devices) == 1:
+        return Wiring((), ((0,),), {})
+    indices, source, topology, error = [device.index for device in devices], answer.source, Topology(answer.links), None
+    links = among(indices, topology.links)
+    if not is_complete(len(devices), links):
+        result = host.run(["nvidia-smi", "topo", "-m"])
+        source, topology, error = "nvidia-smi topo -m", parse_topo(result.stdout), result.error
+        links = among(indices, topology.links)
+    facts = {}
+    if topology.nics:
+        facts["cuda.nics"] = Fact(topology.nics, source)
+    if not is_complete(len(devices), links):
+        facts["cuda.islands"] = Fact(None, source, error or "no link is told for some pairs of GPUs")
+        return Wiring(links, (), facts)
+    groups = islands(len(devices), links)
+    facts["cuda.islands"] = Fact([[indices[place] for place in group] for group in groups], source)
+    return Wiring(links, groups, facts)
 
 
-def _slices(nvml: Any, handle: Any) -> Iterable[MigSlice]:
-    for position in range(_ask(nvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
-        piece = _ask(nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, position)
-        memory_mib = None if piece is None else _nvml_memory_mib(nvml, piece)
-        uuid = None if piece is None else _ask(nvml.nvmlDeviceGetUUID, piece)
-        if memory_mib is not None and uuid is not None:
-            yield MigSlice(uuid, _ask(nvml.nvmlDeviceGetName, piece) or "slice", memory_mib)
-
-
-def _nvml_memory_mib(nvml: Any, handle: Any) -> float | None:
-    newer = _ask(nvml.nvmlDeviceGetMemoryInfo, handle, nvml.nvmlMemory_v2)
-    if newer is not None:
-        return (newer.total - newer.reserved) / 2**20
-    older = _ask(nvml.nvmlDeviceGetMemoryInfo, handle)
-    return None if older is None else older.total / 2**20
-
-
-def _ask(question: Any, *arguments: Any) -> Any:
-    """Call NVML; None where this driver or this part has no answer."""
-    try:
-        return question(*arguments)
-    except pynvml.NVMLError:
-        return None
-
-
-def _facts(host: Host, answer: Answer, setting: str | None, visible: Visible) -> dict[str, Fact]:
+def _facts(host: Host, answer: Answer, visible: Visible) -> dict[str, Fact]:
     sysfs = host.read("/sys/module/nvidia/version")
-    driver = sysfs or next((gpu.driver_version for gpu in answer.gpus if gpu.driver_version), None)
+    told = next((gpu.driver_version for gpu in answer.gpus if gpu.driver_version), None)
     errors = "; ".join(answer.errors) or None
-    physical = [f"{gpu.index}: {gpu.name}" for gpu in answer.gpus]
     if sysfs and not answer.gpus:
         errors = f"the driver {sysfs} is loaded, but no GPU answered; {errors}"
     facts = {
-        "cuda.driver": Fact(driver, "/sys/module/nvidia/version" if sysfs else answer.source),
-        "cuda.physical": Fact(physical, answer.source, errors),
-        "cuda.visible": Fact(
-            [f"{device.index}: {device.name}" for device in visible.devices],
-            "all" if setting is None else f"CUDA_VISIBLE_DEVICES={setting}",
-            "; ".join(visible.notes) or None,
-        ),
+        "cuda.driver": Fact(sysfs or told, "/sys/module/nvidia/version" if sysfs else answer.source),
+        "cuda.physical": Fact([f"{gpu.index}: {gpu.name}" for gpu in answer.gpus], answer.source, errors),
+        "cuda.visible": _visible(host, visible),
     }
+    if answer.cuda:
+        facts["cuda.runtime"] = Fact(answer.cuda, answer.source)
+    known = [PurePosixPath(path).name.lower() for path in host.glob("/proc/driver/nvidia/gpus/*")]
+    if len(known) > len(answer.gpus):
+        missing = sorted(set(known) - {gpu.pci for gpu in answer.gpus})
+        facts["cuda.missing"] = Fact(
+            missing, "/proc/driver/nvidia/gpus", "the driver knows GPUs that are lost, or not given to this container"
+        )
     if len({gpu.name for gpu in answer.gpus}) > 1 and host.env.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         facts["cuda.order"] = Fact(
             None, "CUDA_DEVICE_ORDER", "GPUs differ and CUDA counts the fastest first; set CUDA_DEVICE_ORDER=PCI_BUS_ID"
+        )
+    return facts
+
+
+def _visible(host: Host, visible: Visible) -> Fact:
+    setting = host.env.get(VISIBLE)
+    return Fact(
+        [f"{device.index}: {device.name}" for device in visible.devices],
+        "all" if setting is None else f"{VISIBLE}={setting}",
+        "; ".join(visible.notes) or None,
+    )
+
+
+def _states(answer: Answer) -> dict[str, Fact]:
+    """Return what else the GPUs say: memory already taken, and their NVLink fabric."""
+    facts = {}
+    used = {str(gpu.index): round(gpu.used_mib / MIB_PER_GIB, 2) for gpu in answer.gpus if gpu.used_mib is not None}
+    busy = [f"GPU {index}: {gib:g} GiB" for index, gib in used.items() if gib > IN_USE_GIB]
+    if used:
+        facts["cuda.used_gib"] = Fact(used, answer.source, f"already in use: {', '.join(busy)}" if busy else None)
+    fabric = [(gpu.index, gpu.fabric) for gpu in answer.gpus if gpu.fabric]
+    if fabric:
+        waiting = [str(index) for index, place in fabric if place.state != "Completed"]
+        facts["cuda.fabric"] = Fact(
+            sorted(
+                {f"{place.state}, clique {place.clique}, cluster {place.cluster or 'this host'}" for _, place in fabric}
+            ),
+            answer.source,
+            f"GPU {', '.join(waiting)}: NVLink is not ready; is nvidia-fabricmanager running?" if waiting else None,
         )
     return facts
