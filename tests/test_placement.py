@@ -7,7 +7,8 @@ import pytest
 from rlctl_hw.types import Plan
 
 from rlctl_train.config import RunConfig
-from rlctl_train.placement import lay_out
+from rlctl_train.config.errors import LAUNCH, UserError
+from rlctl_train.placement import in_order, lay_out
 
 PLAN = Plan(
     device="cpu",
@@ -63,3 +64,22 @@ def test_supervised_training_without_reward_has_no_rollout() -> None:
 def test_accelerators_are_asked_for_by_their_ray_name() -> None:
     assert lay_out(replace(PLAN, device="ascend"), config()).needed["NPU"] == 2
     assert lay_out(replace(PLAN, device="cuda"), config()).needed["GPU"] == 2
+
+
+def split_over_two(**sizes: int) -> Any:
+    return lay_out(replace(PLAN, rollout_tensor_parallel=2, **sizes), config(rollout={"type": "vllm"}))
+
+
+def test_the_ranks_of_one_engine_get_neighbouring_devices_of_one_node() -> None:
+    layout = split_over_two(trainer_devices=4, rollout_devices=4)
+    nodes, devices = {0: "b", 1: "a", 2: "b", 3: "a"}, {0: 1, 1: 3, 2: 0, 3: 2}
+    placed = in_order(layout, nodes, devices)
+    assert [slot.bundle for slot in placed.slots["rollout"]] == [3, 1, 2, 0]
+    assert placed.slots["actor"] == placed.slots["rollout"]
+
+
+def test_an_engine_that_would_span_nodes_is_refused() -> None:
+    layout = split_over_two(trainer_devices=4, rollout_devices=4)
+    with pytest.raises(UserError, match="a rollout engine of 2 devices would span 2 nodes") as caught:
+        in_order(layout, dict(enumerate("abbb")), dict.fromkeys(range(4), 0))
+    assert caught.value.exit_code == LAUNCH and "rollout.tensor_parallel" in caught.value.remedy

@@ -43,6 +43,8 @@ def test_a_sound_config_has_no_problems() -> None:
         ("algo.aggregation_norm", {"algo": {"type": "grpo", "aggregation_norm": 5}}),
         ("warm_start", {"warm_start": {}, "algo": {"type": "sft"}}),
         ("rollout.num_devices", {"trainer": {"num_devices": 1}, "rollout": {"num_devices": 2}}),
+        ("rollout.tensor_parallel", {"rollout": {"type": "vllm", "tensor_parallel": 2, "num_devices": 3}}),
+        ("rollout.engine_args", {"rollout": {"type": "vllm", "engine_args": {"tensor_parallel_size": 2}}}),
         ("trainer.optim.warmup_steps", {"trainer": {"optim": {"warmup_steps": 101}}}),
     ],
 )

@@ -23,7 +23,7 @@ from rlctl_train.config.algo import PpoConfig, SftConfig
 from rlctl_train.data.balance import balance
 from rlctl_train.data.loader import PromptRow, supervised_rows
 from rlctl_train.health import check_logprob_gap
-from rlctl_train.placement import SCORE_CPUS, Layout, actor_options, reserve
+from rlctl_train.placement import SCORE_CPUS, Layout, actor_options, reserve, settle
 from rlctl_train.prepare import Materials
 from rlctl_train.rollout.base import Sampling
 from rlctl_train.scoring import ScoreWorker
@@ -89,11 +89,13 @@ class Controller:
     def start(self) -> None:
         """Make every actor, form the trainer's process groups, and load the models."""
         group = self._group = reserve(self._layout, timeout_s=self._config.ray.start_timeout_s)
+        self._layout = settle(self._layout, group)
         spec = ray.put(self._spec)
         for role, slots in self._layout.slots.items():
             kind: Any = RolloutWorker if role == "rollout" else EngineWorker
             for rank, slot in enumerate(slots):
-                arguments = (spec,) if role == "rollout" else (spec, role, rank, len(slots))
+                size = self._layout.engine_size
+                arguments = (spec, rank % size, size) if role == "rollout" else (spec, role, rank, len(slots))
                 actor = ray.remote(kind).options(**actor_options(self._layout, group, slot)).remote(*arguments)
                 self._keep(role, rank, actor)
         if self._config.reward is not None:
@@ -103,10 +105,10 @@ class Controller:
                 .remote(self._config, self._materials.tokenizer_path, trust_remote_code=self._spec.trust_remote_code)
             )
             self.names[self._scorer._actor_id.hex()] = "score worker"
+        generating = [start for ranks in self._rollout_engines() for start in _start_together(ranks)]
         for actors in self._engines.values():
-            address = ray.get(actors[0].open_store.remote()) if len(actors) > 1 else None
-            collect([actor.start.remote(address) for actor in actors])
-        collect([actor.pid.remote() for actor in self._everyone()])
+            collect(_start_together(actors))
+        collect([*generating, *(actor.pid.remote() for actor in self._everyone())])
 
     def pids(self) -> dict[str, int]:
         """Return the process id of every worker, by name."""
@@ -117,6 +119,11 @@ class Controller:
     def _keep(self, role: str, rank: int, actor: Any) -> None:
         (self._rollouts if role == "rollout" else self._engines.setdefault(role, [])).append(actor)
         self.names[actor._actor_id.hex()] = f"{role} worker {rank}"
+
+    def _rollout_engines(self) -> list[list[Any]]:
+        """Return the ranks of each rollout engine."""
+        size = self._layout.engine_size
+        return [self._rollouts[first : first + size] for first in range(0, len(self._rollouts), size)]
 
     def _everyone(self) -> list[Any]:
         scorer = [] if self._scorer is None else [self._scorer]
@@ -156,21 +163,21 @@ class Controller:
     def _sample(self, prompts: Sequence[PromptRow], group_size: int, sampling: Sampling) -> BatchRef:
         with self._phase("generate", "gen"):
             rows = [row for row in prompts for _ in range(group_size)]
-            shares = _contiguous_shares(len(prompts), len(self._rollouts), group_size)
+            engines = self._rollout_engines()
+            shares = _contiguous_shares(len(prompts), len(engines), group_size)
             self._each_rollout("wake")
-            parts, lengths = [], []
-            for actor, share in zip(self._rollouts, shares, strict=True):
+            parts, lengths, followed = [], [], []
+            for (leader, *others), share in zip(engines, shares, strict=True):
                 if not share:
                     continue
-                ref, sizes = actor.generate.options(num_returns=2).remote(
-                    [rows[i].prompt_ids for i in share],
-                    [i // group_size for i in share],
-                    list(share),
-                    sampling,
+                texts, numbers = [rows[i].prompt_ids for i in share], list(share)
+                ref, sizes = leader.generate.options(num_returns=2).remote(
+                    texts, [i // group_size for i in share], numbers, sampling
                 )
+                followed += [other.follow.remote(texts, numbers, sampling) for other in others]
                 parts.append(Part(tuple(share), ref))
                 lengths.append(sizes)
-            sizes = np.concatenate(collect(lengths))
+            sizes = np.concatenate(collect([*lengths, *followed])[: len(lengths)])
             batch = BatchRef(tuple(parts), sizes, tuple(row.record for row in rows), group_size)
             self._each_rollout("sleep")
         return batch
@@ -376,6 +383,12 @@ class Controller:
         yield
         name = f"timing_s/{timing}"
         self._metrics[name] = self._metrics.get(name, 0.0) + time.perf_counter() - start
+
+
+def _start_together(ranks: list[Any]) -> list[ray.ObjectRef]:
+    """Let the ranks of one engine meet, where there are several, and build it."""
+    address = ray.get(ranks[0].open_store.remote()) if len(ranks) > 1 else None
+    return [rank.start.remote(address) for rank in ranks]
 
 
 def _contiguous_shares(num_prompts: int, num_workers: int, group_size: int) -> list[range]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rlctl_hw.types import Plan
 
@@ -32,6 +33,8 @@ class Layout:
     device: str
     num_bundles: int
     slots: dict[str, tuple[Slot, ...]]
+    engine_size: int = 1
+    """Consecutive rollout workers that are one engine together."""
 
     @property
     def needed(self) -> dict[str, float]:
@@ -53,7 +56,7 @@ def lay_out(plan: Plan, config: RunConfig) -> Layout:
     slots = {
         role: tuple(Slot(bundle, _share(tenants[bundle])) for bundle in bundles) for role, bundles in where.items()
     }
-    return Layout(plan.device, num_bundles, slots)
+    return Layout(plan.device, num_bundles, slots, plan.rollout_tensor_parallel)
 
 
 def reserve(layout: Layout, *, timeout_s: float) -> PlacementGroup:
@@ -69,6 +72,47 @@ def reserve(layout: Layout, *, timeout_s: float) -> PlacementGroup:
             exit_code=LAUNCH,
         )
     return group
+
+
+def settle(layout: Layout, group: PlacementGroup) -> Layout:
+    """Return the layout with its bundles in the order of nodes and devices, so that an engine has neighbours."""
+    if layout.engine_size == 1:
+        return layout
+    nodes: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
+    return in_order(layout, nodes, _devices_of(layout, group))
+
+
+def in_order(layout: Layout, nodes: Mapping[int, str], devices: Mapping[int, int]) -> Layout:
+    """Sort bundles by node and device; refuse an engine that would span nodes."""
+    order = sorted(range(layout.num_bundles), key=lambda bundle: (nodes[bundle], devices[bundle]))
+    slots = {
+        role: tuple(replace(slot, bundle=order[slot.bundle]) for slot in taken) for role, taken in layout.slots.items()
+    }
+    rollout, size = slots.get("rollout", ()), layout.engine_size
+    for first in range(0, len(rollout), size):
+        spanned = {nodes[slot.bundle] for slot in rollout[first : first + size]}
+        if len(spanned) > 1:
+            raise UserError(
+                f"a rollout engine of {size} devices would span {len(spanned)} nodes: the cluster's free devices do "
+                "not divide that way",
+                "lower rollout.tensor_parallel, choose numbers of devices that it divides, or wait for whole nodes",
+                exit_code=LAUNCH,
+            )
+    return replace(layout, slots=slots)
+
+
+def _devices_of(layout: Layout, group: PlacementGroup) -> dict[int, int]:
+    """Return the number of each bundle's device on its node; on CPU the bundle's own."""
+    bundles = range(layout.num_bundles)
+    if layout.device == "cpu":
+        return {bundle: bundle for bundle in bundles}
+    kind, ask = RESOURCE[layout.device], ray.remote(_own_device)
+    asked = [ask.options(**actor_options(layout, group, Slot(bundle, 1.0))).remote(kind) for bundle in bundles]
+    return dict(zip(bundles, ray.get(asked), strict=True))
+
+
+def _own_device(kind: str) -> int:
+    return int(ray.get_runtime_context().get_accelerator_ids()[kind][0])
 
 
 def actor_options(layout: Layout, group: PlacementGroup, slot: Slot) -> dict[str, Any]:

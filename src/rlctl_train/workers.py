@@ -25,7 +25,7 @@ from rlctl_train.config.algo import PpoConfig, SftConfig
 from rlctl_train.config.optim import OptimConfig
 from rlctl_train.device import COLLECTIVES
 from rlctl_train.registry import ALGOS, ENGINES, ROLLOUTS, load
-from rlctl_train.rollout.base import Sampling
+from rlctl_train.rollout.base import Peers, Sampling
 
 Layout = Sequence[Sequence[int]]
 Objective = Literal["policy", "value", "supervised"]
@@ -63,10 +63,8 @@ class EngineWorker:
 
     def open_store(self) -> tuple[str, int]:
         """Open the rendezvous store (rank 0) on a free port and return its address."""
-        host = _own_address()
-        store = TCPStore(host, 0, self._world, is_master=True, wait_for_workers=False)
-        self._store = store
-        return host, store.port
+        self._store = _new_store(self._world)
+        return self._store.host, self._store.port
 
     def start(self, store_address: tuple[str, int] | None) -> None:
         """Join the other ranks and load the model."""
@@ -193,11 +191,22 @@ class EngineWorker:
 
 
 class RolloutWorker:
-    """One rollout engine."""
+    """One rollout engine, or one rank of it where several split the model (`world` of them)."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    def __init__(self, spec: WorkerSpec, rank: int, world: int) -> None:
         torch.set_num_threads(spec.plan.threads_per_worker)
-        config = spec.config
+        self._spec, self._rank, self._world = spec, rank, world
+        self._store: TCPStore | None = None
+
+    def open_store(self) -> tuple[str, int]:
+        """Open the store in which the engine's ranks meet (rank 0) and return its address."""
+        self._store = _new_store(self._world)
+        return self._store.host, self._store.port
+
+    def start(self, store_address: tuple[str, int] | None) -> None:
+        """Build the engine, together with the other ranks where there are any."""
+        spec, config = self._spec, self._spec.config
+        peers = None if store_address is None else Peers(self._rank, self._world, *store_address)
         self._engine = load(ROLLOUTS, config.rollout.type)(
             spec.model_path,
             config.rollout,
@@ -207,6 +216,7 @@ class RolloutWorker:
             max_concurrent=spec.plan.rollout_max_concurrent,
             gpu_memory_share=spec.plan.rollout_gpu_memory_share,
             trust_remote_code=spec.trust_remote_code,
+            peers=peers,
         )
 
     def pid(self) -> int:
@@ -235,6 +245,10 @@ class RolloutWorker:
         )
         return batch, torch.stack([batch["prompt_len"], response_len], 1).numpy()
 
+    def follow(self, prompts: list[list[int]], rows: list[int], sampling: Sampling) -> None:
+        """Take part in `generate` of rank 0, which has the same samples, without returning anything."""
+        self._engine.generate(prompts, sampling, rows)
+
     def start_update(self) -> None:
         """Prepare to receive weights."""
         self._engine.start_update()
@@ -262,7 +276,9 @@ def _assemble(rows: list[int], layout: Layout, parts: Sequence[Batch]) -> Batch:
     return gather(list(zip(layout, parts, strict=True)), rows)
 
 
-def _own_address() -> str:
+def _new_store(num_ranks: int) -> TCPStore:
+    """Open a store on a free port of this node."""
     import ray
 
-    return ray.util.get_node_ip_address() if ray.is_initialized() else socket.gethostbyname("localhost")
+    host = ray.util.get_node_ip_address() if ray.is_initialized() else socket.gethostbyname("localhost")
+    return TCPStore(host, 0, num_ranks, is_master=True, wait_for_workers=False)

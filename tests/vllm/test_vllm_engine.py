@@ -29,10 +29,10 @@ ROWS = list(range(100, 106))
 SAMPLING = Sampling(max_tokens=20, seed=3)
 
 
-def make_model(seed: int, *, tied: bool) -> PreTrainedModel:
+def make_model(seed: int, *, tied: bool, num_kv_heads: int = 1) -> PreTrainedModel:
     torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        vocab_size=VOCAB, hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=num_kv_heads,
         intermediate_size=96, max_position_embeddings=64, initializer_range=0.3, tie_word_embeddings=tied,
         pad_token_id=0, bos_token_id=None, eos_token_id=1,
     )  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rlctl_train.config.layout import RunFiles
 from tests import runs
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -25,6 +26,22 @@ def test_a_run_trains_through_vllm_and_its_log_probs_stay_the_trainers(
         placement=placement,
         trainer={"num_steps": 3, "optim": {"lr": 1e-2}},
     )
+    _check(files)
+
+
+def test_a_run_trains_through_an_engine_of_two_ranks(tmp_path: Path) -> None:
+    model = {"type": "random", "hidden_size": 64, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2}
+    files = runs.make_run(
+        tmp_path / "run",
+        plan={"trainer_devices": 2, "rollout_devices": 2, "rollout_tensor_parallel": 2},
+        model=model | {"intermediate_size": 64, "max_position": 64, "tie_embeddings": True},
+        rollout=VLLM,
+        trainer={"num_steps": 3, "optim": {"lr": 1e-2}},
+    )
+    _check(files)
+
+
+def _check(files: RunFiles) -> None:
     assert runs.run(files) == 0, runs.log(files)
     trained = runs.lines(files)
     assert trained[0]["health/logprob_gap"] < 1e-4

@@ -9,6 +9,7 @@ from typing import Any
 from rlctl_train.config.algo import SftConfig
 from rlctl_train.config.data import ArithmeticData
 from rlctl_train.config.model import RandomModel
+from rlctl_train.config.rollout import VllmRollout
 from rlctl_train.config.run import RunConfig
 
 
@@ -169,6 +170,23 @@ def _placement(config: RunConfig) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+def _tensor_parallel(config: RunConfig) -> Iterator[Problem]:
+    rollout = config.rollout
+    if not isinstance(rollout, VllmRollout):
+        return
+    size, devices = rollout.tensor_parallel, rollout.num_devices
+    if size is not None and devices is not None and devices % size:
+        yield Problem(
+            "rollout.tensor_parallel", size,
+            f"does not divide rollout.num_devices={devices}", f"choose one of {_divisors(devices)}",
+        )  # fmt: skip
+    if "tensor_parallel_size" in rollout.engine_args:
+        yield Problem(
+            "rollout.engine_args", rollout.engine_args,
+            "splits the model behind the planner's back", "remove tensor_parallel_size and set rollout.tensor_parallel",
+        )  # fmt: skip
+
+
 def _schedules(config: RunConfig) -> Iterator[Problem]:
     trainer = config.trainer
     updates = trainer.num_steps * trainer.mini_batches_per_step * trainer.epochs_per_step
@@ -184,4 +202,7 @@ def _divisors(number: int) -> str:
     return ", ".join(str(d) for d in range(1, min(number, 4096) + 1) if number % d == 0)
 
 
-RULES = (_model_shape, _batch_sizes, _warm_start, _micro_batch, _operands, _reward, _losses, _placement, _schedules)
+RULES = (
+    _model_shape, _batch_sizes, _warm_start, _micro_batch, _operands, _reward, _losses, _placement, _tensor_parallel,
+    _schedules,
+)  # fmt: skip

@@ -40,6 +40,17 @@ class Sample:
     finish_reason: FinishReason
 
 
+@dataclass(frozen=True)
+class Peers:
+    """The place of this process among those that are one engine together, and where they meet."""
+
+    rank: int
+    num_ranks: int
+    host: str
+    port: int
+    """Of the store that rank 0 holds open."""
+
+
 class RolloutError(Exception):
     """A rollout engine cannot do what it was asked; the message says why."""
 

@@ -34,7 +34,9 @@ class HfRolloutEngine:
         max_concurrent: int | None = None,
         gpu_memory_share: float | None = None,
         trust_remote_code: bool = False,
+        peers: None = None,
     ) -> None:
+        assert peers is None, "one process holds the whole model"
         del gpu_memory_share  # nothing is reserved ahead: memory follows the rows being decoded
         self.version = -1
         self._max_model_len = max_model_len

@@ -17,7 +17,7 @@ from transformers import AutoConfig, GenerationConfig
 from rlctl_train.checksum import Checksum
 from rlctl_train.config.errors import PREFLIGHT, UserError
 from rlctl_train.config.rollout import VllmRollout
-from rlctl_train.rollout.base import Sample, Sampling, check_finite, model_error, response_budgets, stop_ids
+from rlctl_train.rollout.base import Peers, Sample, Sampling, check_finite, model_error, response_budgets, stop_ids
 
 ENVIRONMENT = {
     # The engine lives in this process: weights and methods reach the worker without serialisation.
@@ -25,7 +25,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
-"""Environment variables vLLM reads when it is imported. This table and the next are the only place that sets them."""
+"""Environment variables vLLM reads when it is imported. Such variables are set in this file alone."""
 CPU_ENVIRONMENT = {
     # Ray or the shell decides which cores this process may use.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -38,7 +38,11 @@ _SMALLEST_CPU_HEAD = 32
 
 
 class VllmRolloutEngine:
-    """One vLLM engine.
+    """One vLLM engine, or one rank of it.
+
+    With `peers` the model is split over as many processes, one device each. Every rank builds the same engine and
+    is asked the same things in the same order: each schedules alike, computes its part of every layer and samples
+    the same tokens from the same seeds. Nobody tells the others what to do, so a call on some ranks alone hangs.
 
     Log-probabilities are vLLM's raw ones of logits already divided by the temperature (see
     `WeightReceiver.rlctl_divide_logits`), so their meaning is that of `Sample`.
@@ -55,6 +59,7 @@ class VllmRolloutEngine:
         max_concurrent: int | None = None,
         gpu_memory_share: float | None = None,
         trust_remote_code: bool = False,
+        peers: Peers | None = None,
     ) -> None:
         self.version = -1
         self._max_model_len = max_model_len
@@ -84,6 +89,8 @@ class VllmRolloutEngine:
         else:
             settings["enable_sleep_mode"] = True
             settings["gpu_memory_utilization"] = config.gpu_memory_share or gpu_memory_share
+        if peers is not None:
+            settings |= _tensor_parallel(peers, on_cpu=self._on_cpu)
         given = {key: value for key, value in settings.items() if value is not None}
         self._llm = _start(self._vllm, given | config.engine_args)
         self._temperature = 1.0
@@ -115,7 +122,7 @@ class VllmRolloutEngine:
         """Make the weights current, forget cached prefixes, and return the checksum.
 
         On one device it covers what the layers hold (`rlctl_finish_update` says which); over several, what
-        every device received.
+        this rank received.
         """
         running = Checksum(self._dtype)
         for digests in self._llm.collective_rpc("rlctl_finish_update"):
@@ -160,14 +167,36 @@ def _load_config(model_path: str, trust_remote_code: bool) -> Any:
         raise model_error(model_path, error) from error
 
 
+def _tensor_parallel(peers: Peers, *, on_cpu: bool) -> dict[str, Any]:
+    """Tell vLLM where this process stands among its peers, and return the settings that split the model."""
+    os.environ |= {
+        "RANK": str(peers.rank),
+        "WORLD_SIZE": str(peers.num_ranks),
+        "LOCAL_RANK": "0",  # among the devices this process sees, of which there is one
+        "MASTER_ADDR": peers.host,
+        "MASTER_PORT": str(peers.port),
+        # The store is open already: all ranks are its clients, and no port is lost between choice and use.
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+    settings: dict[str, Any] = {
+        "tensor_parallel_size": peers.num_ranks,
+        "distributed_executor_backend": "external_launcher",
+    }
+    if on_cpu:
+        return settings | {"worker_cls": "rlctl_train.rollout.vllm_cpu_rank.CpuRank"}
+    # vLLM's own all-reduce needs every rank to see the devices of all; the collectives of NCCL do not.
+    return settings | {"disable_custom_all_reduce": True}
+
+
 def _start(vllm: Any, settings: dict[str, Any]) -> Any:
     try:
         return vllm.LLM(**settings)
     except (TypeError, ValueError) as error:  # what vLLM raises for settings it cannot work with
         raise UserError(
             f"vLLM does not start: {' '.join(str(error).split())}",
-            "change `rollout.kv_cache_gib`, `rollout.gpu_memory_share`, `rollout.max_concurrent` "
-            "or `rollout.engine_args`",
+            "change `rollout.kv_cache_gib`, `rollout.gpu_memory_share`, `rollout.max_concurrent`, "
+            "`rollout.tensor_parallel` or `rollout.engine_args`",
             exit_code=PREFLIGHT,
         ) from error
 
