@@ -1,0 +1,209 @@
+"""`npu-smi`: parsers from its text to facts, and the ones that ask it.
+
+`npu-smi info` prints two lines a chip under two header lines; columns come and go (Phy-ID or Device beside Chip, no HBM
+on a 310, wider cells since 26.0), and are found by name. `-` and `NA` mean that there is nothing to say.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from rlctl_hw.host import CommandResult, Host, first_line
+
+INFO = ("npu-smi", "info")
+MAPPING = ("npu-smi", "info", "-m")
+TOPOLOGY = ("npu-smi", "info", "-t", "topo")
+TROUBLE = re.compile(r"dcmi|DrvMng|failed|error|denied|not found|permission", re.IGNORECASE)
+VERSION = re.compile(r"npu-smi\s+(\d\S*)")
+RATIO = re.compile(r"\s*/\s*")
+PEER = re.compile(r"(?:NPU|Phy-ID)(\d{1,4})")
+KIND = re.compile(r"[A-Z][A-Z_]{1,9}")
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip of the table; sizes in MiB."""
+
+    npu_id: int
+    """The card (slot), as printed; not always counted from 0."""
+    chip_id: int
+    name: str
+    health: str
+    bus_id: str | None = None
+    device_id: int | None = None
+    """Number N of `/dev/davinciN`, where the table tells it."""
+    ddr_mib: int | None = None
+    hbm_mib: int | None = None
+    """None where there is no such column."""
+
+    @property
+    def memory_mib(self) -> int | None:
+        """Return what models are kept in: HBM where the chip has it, else its DDR."""
+        return self.hbm_mib or self.ddr_mib
+
+
+@dataclass(frozen=True)
+class Table:
+    """The chips of `npu-smi info` and the messages around them."""
+
+    chips: tuple[Chip, ...] = ()
+    version: str | None = None
+    errors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """One row of `npu-smi info -m`; the controller of a card (Mcu) has no numbers."""
+
+    npu_id: int
+    chip_id: int
+    name: str
+    logic_id: int | None = None
+    physical_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Board:
+    """What `npu-smi info -t board` says of one chip."""
+
+    chip_type: str | None = None
+    chip_name: str | None = None
+    npu_name: str | None = None
+
+
+def read(host: Host) -> Table:
+    """Ask for the table; a message in its place becomes the error."""
+    result = host.run(list(INFO))
+    table = parse_info(result.stdout)
+    if table.chips or table.errors:
+        return table
+    return Table((), table.version, (_complaint(result),))
+
+
+def read_board(host: Host, chip: Chip) -> Board:
+    """Ask what a chip is."""
+    return parse_board(
+        host.run(["npu-smi", "info", "-t", "board", "-i", str(chip.npu_id), "-c", str(chip.chip_id)]).stdout
+    )
+
+
+def parse_info(text: str) -> Table:
+    """Read `npu-smi info`: the rows after both headers, up to the table of processes."""
+    chips: list[Chip] = []
+    headers: list[list[list[str]]] = []
+    pending: list[list[str]] | None = None
+    for line in text.splitlines():
+        cells = _cells(line)
+        if len(cells) == 3 and "NPU" in cells[0].split() and "Name" in cells[0].split():
+            headers, pending = [[cell.split() for cell in cells]], None
+        elif len(cells) == 3 and len(headers) == 1:
+            headers.append([cell.split() for cell in cells])
+        elif "Process" in line:
+            break
+        elif len(cells) != 3 or len(headers) != 2:
+            # Rules part the chips: a line without its partner is dropped there.
+            pending = None
+        elif pending is None:
+            pending = [RATIO.sub("/", cell).split() for cell in cells]
+        else:
+            second = [RATIO.sub("/", cell).split() for cell in cells]
+            chip = _chip(_named(headers[0], pending) | _named(headers[1], second))
+            chips, pending = [*chips, *([chip] if chip else [])], None
+    version = VERSION.search(text)
+    errors = () if chips else tuple(line.strip() for line in text.splitlines() if TROUBLE.search(line))[:2]
+    return Table(tuple(chips), version.group(1) if version else None, errors)
+
+
+def parse_mapping(text: str) -> tuple[Mapped, ...]:
+    """Read `npu-smi info -m` by its column names, which are two words each; the last one takes the rest of a row."""
+    columns: list[str] = []
+    rows: list[Mapped] = []
+    for line in text.splitlines():
+        found = re.findall(r"(?:NPU|Slot|Chip) ?(?:Logic ID|Phy-ID|ID|Name)", line)
+        if "NPU ID" in found:
+            columns = found
+        elif columns:
+            row = dict(zip(columns, line.split(maxsplit=len(columns) - 1), strict=False))
+            npu_id, chip_id = _number(row.get("NPU ID")), _number(row.get("Chip ID"))
+            if npu_id is not None and chip_id is not None:
+                logic_id, physical_id = _number(row.get("Chip Logic ID")), _number(row.get("Chip Phy-ID"))
+                rows.append(Mapped(npu_id, chip_id, row.get("Chip Name", "").strip(), logic_id, physical_id))
+    return tuple(row for row in rows if row.name != "Mcu")
+
+
+def parse_board(text: str) -> Board:
+    """Read `name : value` lines."""
+    fields = {}
+    for line in text.splitlines():
+        key, colon, value = line.partition(":")
+        if colon and value.strip() not in ("", "NA", "-"):
+            fields.setdefault(key.strip(), value.strip())
+    return Board(fields.get("Chip Type"), fields.get("Chip Name"), fields.get("NPU Name"))
+
+
+def parse_topology(text: str) -> dict[tuple[int, int], str]:
+    """Read `npu-smi info -t topo`: kind of way by pairs of numbers, of cards (NPU0) or of chips (Phy-ID0).
+
+    Columns for network ports and CPU affinities, and the legend below, are passed over.
+    """
+    kinds: dict[tuple[int, int], str] = {}
+    columns: list[int | None] = []
+    for line in text.splitlines():
+        cells = line.split()
+        peers = [PEER.fullmatch(cell) for cell in cells]
+        if (len(peers) > 1 and peers[0] and peers[1]) or (len(peers) == 1 and peers[0]):
+            columns = [int(peer.group(1)) if peer else None for peer in peers]
+        elif cells and peers[0] and columns:
+            first = int(peers[0].group(1))
+            for other, kind in zip(columns, cells[1:], strict=False):
+                if other is not None and other != first and KIND.fullmatch(kind) and kind != "NA":
+                    kinds[min(first, other), max(first, other)] = kind
+    return kinds
+
+
+def _cells(line: str) -> list[str]:
+    """Return the cells between bars; lines that are none have no cell."""
+    stripped = line.strip()
+    return [cell.strip() for cell in stripped.strip("|").split("|")] if stripped.startswith("|") else []
+
+
+def _named(header: list[list[str]], cells: list[list[str]]) -> dict[str, str]:
+    """Name the words of each cell; words beyond the last column belong to it."""
+    row = {}
+    for columns, words in zip(header, cells, strict=False):
+        if len(words) > len(columns) > 0:
+            words = [*words[: len(columns) - 1], " ".join(words[len(columns) - 1 :])]
+        row |= dict(zip(columns, words, strict=False))
+    return row
+
+
+def _chip(row: dict[str, str]) -> Chip | None:
+    npu_id, chip_id = _number(row.get("NPU")), _number(row.get("Chip"))
+    if npu_id is None or chip_id is None or "Name" not in row:
+        return None
+    bus_id = row.get("Bus-Id", "").lower()
+    device_id = _number(row.get("Phy-ID"))
+    return Chip(
+        npu_id=npu_id,
+        chip_id=chip_id,
+        name=row["Name"],
+        health=row.get("Health", "NA"),
+        bus_id=bus_id if re.fullmatch(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", bus_id) else None,
+        device_id=_number(row.get("Device")) if device_id is None else device_id,
+        ddr_mib=_total(row.get("Memory-Usage(MB)")),
+        hbm_mib=_total(row.get("HBM-Usage(MB)")),
+    )
+
+
+def _total(usage: str | None) -> int | None:
+    """Return the part behind the slash of `3318/65536`."""
+    return _number((usage or "").partition("/")[2])
+
+
+def _number(cell: str | None) -> int | None:
+    return int(cell) if cell and cell.isascii() and cell.isdigit() and len(cell) < 16 else None
+
+
+def _complaint(result: CommandResult) -> str:
+    return result.error or f"npu-smi: {first_line(result.stdout) or 'said nothing'}"
