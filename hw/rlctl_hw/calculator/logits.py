@@ -1,0 +1,50 @@
+"""Logits and loss: usually the largest tensors of a step. Bytes per logit by the path that computes the loss."""
+
+from __future__ import annotations
+
+from rlctl_hw.calculator.activations import tokens
+from rlctl_hw.calculator.sizes import BYTES, vocabulary
+from rlctl_hw.calculator.stages import Stage
+from rlctl_hw.calculator.terms import Term
+from rlctl_hw.setup import Setup
+
+FUSED_TOKENS = 256
+"""Rows that a fused linear-cross-entropy kernel has at one time; the order of the published kernels' blocks."""
+
+
+def logits(setup: Setup, stage: Stage, *, backward: bool = True) -> Term:
+    """Return the logits' term of the last stage; other stages, and a critic, have none."""
+    if not stage.last or setup.critic:
+        return Term("logits", 0.0, "no head on this stage")
+    per_logit, words = bytes_per_logit(setup, backward=backward)
+    rows, columns = rows_at_once(setup), vocabulary(setup)
+    return Term("logits", rows * columns * per_logit, f"{rows} tokens x {columns} logits x {per_logit:g} B: {words}")
+
+
+def rows_at_once(setup: Setup) -> int:
+    """Return the tokens whose logits exist together."""
+    rows = tokens(setup)
+    if setup.loss == "fused":
+        return min(rows, FUSED_TOKENS)
+    return min(rows, setup.logits_chunk_tokens) if setup.loss == "chunked" else rows
+
+
+def bytes_per_logit(setup: Setup, *, backward: bool) -> tuple[float, str]:
+    """Return bytes per logit of one rank, and of what they consist."""
+    width = BYTES[setup.compute_dtype]
+    if not backward:
+        return width + 8, "as computed, in fp32, log-softmax"
+    if setup.engine == "megatron":
+        # The softmax is written over its fp32 input, and the gradient over the softmax.
+        return width + 4, "as computed, and the softmax in fp32 that becomes the gradient"
+    if setup.mesh.tp > 1 and setup.loss == "plain":
+        return width + 20, "DTensor's loss in fp32: log-softmax, and exp, product, sum and gradient of its backward"
+    return width + 12, "as computed, log-softmax in fp32, the gradients of loss and of log-softmax"
+
+
+def late_copy_bytes(setup: Setup, stage: Stage) -> float:
+    """Return the gradient of the logits in the compute type: it is made after the peak, from memory that no freed block of
+    its size is there for, so that it counts to what the allocator reserves."""
+    if setup.engine == "megatron" or not stage.last or setup.critic:
+        return 0.0
+    return rows_at_once(setup) * vocabulary(setup) * BYTES[setup.compute_dtype]
