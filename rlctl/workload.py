@@ -36,7 +36,7 @@ def workload_from_config(config: RunConfig, shape: ModelShape) -> Workload:
     vllm = rollout if isinstance(rollout, VllmRollout) else None
     return Workload(
         shape=shape,
-        roles=config.algo.roles(),
+        roles=config.roles(),
         group_size=1 if isinstance(config.algo, SftConfig) else config.algo.group_size,
         prompts_per_step=config.trainer.prompts_per_step,
         mini_batches=config.trainer.mini_batches_per_step,

@@ -34,6 +34,7 @@ def make_engine(path: str, **changes: Any) -> Fsdp2Engine:
     arguments: dict[str, Any] = {
         "model_path": path,
         "role": "actor",
+        "lora": None,
         "optim": OptimConfig(lr=1e-2, max_grad_norm=0.1, schedule="cosine", warmup_steps=2),
         "num_updates": 8,
         "compute_dtype": "float32",

@@ -10,7 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from rlctl_train.config import RunConfig
+from rlctl_train.config.errors import UserError
 from rlctl_train.placement import lay_out
+from rlctl_train.prepare import prepare
 from tests import runs
 
 KL = {"type": "ppo", "group_size": 2, "critic_optim": {"lr": 1e-3}, "kl_loss_coef": 0.05}
@@ -23,6 +25,15 @@ def test_no_device_is_given_to_a_reference() -> None:
     assert set(lay_out(runs.PLAN, config).slots) == {"actor", "critic", "rollout"}
     without = config.model_copy(update={"model": config.model.model_copy(update={"lora": None})})
     assert set(lay_out(runs.PLAN, without).slots) == {"actor", "critic", "reference", "rollout"}
+
+
+def test_an_unknown_layer_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    lora = {"rank": 2, "target_modules": ["query"]}
+    files = runs.make_run(tmp_path / "run", model={**runs.CONFIG["model"], "lora": lora}, warm_start={"num_steps": 3})
+    config = RunConfig.model_validate_json(files.config.read_text())
+    with pytest.raises(UserError, match="names 'query'") as caught:
+        prepare(files, config)
+    assert "q_proj" in caught.value.remedy
 
 
 @pytest.mark.slow

@@ -201,9 +201,10 @@ class Controller:
         if off_policy or self.first_step or algo.kl_in_reward is not None:
             with self._phase("logprobs", "old_log_prob"):
                 batch = self._on_ranks("actor", "logprobs", batch)
-        if "reference" in self._engines:
+        if "reference" in algo.roles():
+            holder = "reference" if "reference" in self._engines else "actor"
             with self._phase("logprobs", "ref"):
-                batch = self._on_ranks("reference", "logprobs", batch)
+                batch = self._on_ranks(holder, "reference_logprobs", batch)
         return batch
 
     def values(self, batch: BatchRef) -> BatchRef:

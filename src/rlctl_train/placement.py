@@ -48,7 +48,7 @@ class Layout:
 def lay_out(plan: Plan, config: RunConfig) -> Layout:
     """Give every worker a device: trainer roles share theirs; rollout shares them too, or has its own."""
     first_rollout = 0 if config.placement == "colocated" else plan.trainer_devices
-    where: dict[str, range] = {role: range(plan.trainer_devices) for role in config.algo.roles()}
+    where: dict[str, range] = {role: range(plan.trainer_devices) for role in config.roles()}
     if config.reward is not None:
         where["rollout"] = range(first_rollout, first_rollout + plan.rollout_devices)
     num_bundles = max(max(bundles) for bundles in where.values()) + 1

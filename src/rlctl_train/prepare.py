@@ -39,6 +39,10 @@ def prepare(files: RunFiles, config: RunConfig) -> Materials:
             "set model.tokenizer to a folder or hub id that has one",
             exit_code=PREFLIGHT,
         ) from error
+    if config.model.lora is not None:
+        from rlctl_train.engines.models import check_targets
+
+        check_targets(model_path, config.model.lora, trust_remote_code=trust)
     train, val = _data(files, config)
     return Materials(model_path, tokenizer_path, tokenizer, train, val)
 

@@ -79,6 +79,7 @@ class EngineWorker:
             model_path=spec.model_path,
             role=self._role,
             config=config.engine,
+            lora=config.model.lora,
             optim=self._optim(),
             num_updates=spec.num_updates,
             compute_dtype=spec.plan.compute_dtype,
@@ -94,12 +95,21 @@ class EngineWorker:
         return os.getpid()
 
     def logprobs(self, rows: list[int], layout: Layout, *parts: Batch) -> Batch:
-        """Return column `old_logp` (actor) or `ref_logp` (reference) for `rows`."""
+        """Return column `old_logp` for `rows`."""
         batch = _assemble(rows, layout, parts)
         self._engine.onload()
         logp, _ = self._engine.logprobs(batch, self._temperature)
         self._engine.offload()
-        return Batch({"ref_logp" if self._role == "reference" else "old_logp": logp})
+        return Batch({"old_logp": logp})
+
+    def reference_logprobs(self, rows: list[int], layout: Layout, *parts: Batch) -> Batch:
+        """Return column `ref_logp` for `rows`; an actor with adapters answers without them."""
+        batch = _assemble(rows, layout, parts)
+        self._engine.onload()
+        with self._engine.adapters_off():
+            logp, _ = self._engine.logprobs(batch, self._temperature)
+        self._engine.offload()
+        return Batch({"ref_logp": logp})
 
     def values(self, rows: list[int], layout: Layout, *parts: Batch) -> Batch:
         """Return column `values` for `rows`."""

@@ -7,7 +7,8 @@ the whole mini-batch, and gradients are sums. Every method is collective: all ra
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -20,10 +21,14 @@ from rlctl_train.algos.ops import Counts, TokenOutputs, count
 from rlctl_train.batch import Batch
 from rlctl_train.checkpoint.sharded import load_sharded, save_sharded, stored_names
 from rlctl_train.config.engine import Fsdp2Config
+from rlctl_train.config.errors import FAILED, UserError
+from rlctl_train.config.model import LoraConfig
 from rlctl_train.config.optim import OptimConfig
 from rlctl_train.data.balance import workload
 from rlctl_train.device import current, has_varlen_attention, random_state, release_cache, set_random_state
+from rlctl_train.engines.adapters import fingerprint, merged, peft_settings, peft_tensors
 from rlctl_train.engines.export import write_folder
+from rlctl_train.engines.lora import adapters_off
 from rlctl_train.engines.models import Decoder, Policy, Role, load_model
 from rlctl_train.engines.optimizer import ShardedAdamW
 from rlctl_train.engines.packing import Pass, cut, lay_out
@@ -55,6 +60,7 @@ class Fsdp2Engine:
         model_path: str,
         role: Role,
         config: Fsdp2Config,
+        lora: LoraConfig | None,
         optim: OptimConfig | None,
         num_updates: int,
         compute_dtype: Literal["float32", "bfloat16"],
@@ -65,14 +71,21 @@ class Fsdp2Engine:
     ) -> None:
         torch.manual_seed(seed)
         self._config, self._budget = config, max_tokens_per_micro_batch
-        self._path, self._trust = model_path, trust_remote_code
+        self._path, self._trust, self._lora = model_path, trust_remote_code, lora
         self._away = False
         self._device, self._dtype = current(device), getattr(torch, compute_dtype)
-        self._model = self._load(role)
-        self._parameters = dict(self._model.named_weights())
+        self._model = self._load(role, seed)
+        # Taken before the first pass: after it, a layer may stand there gathered.
+        self._weights = dict(self._model.named_weights())
+        self._parameters = self._weights if lora is None else dict(self._model.named_trained())
+        self._fingerprint: Tensor | None = None
         self._optimizer: ShardedAdamW | None = None
         if optim is not None and role != "reference":
             self.reset_optimizer(optim, num_updates)
+
+    def adapters_off(self) -> AbstractContextManager[None]:
+        """Answer, within the block, as the model does without its adapters; without any, as ever."""
+        return adapters_off(self._model)
 
     def logprobs(self, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
         """Return log-probability and entropy of each unmasked token, [S, T] each on the host; 0 elsewhere."""
@@ -120,8 +133,9 @@ class Fsdp2Engine:
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield each weight whole, under its Hugging Face name, tied ones once, one at a time."""
-        for name, parameter in self._parameters.items():
-            yield name, full(parameter.detach())
+        for name, weight in self._weights.items():
+            whole = full(weight.detach())
+            yield name, whole if self._lora is None else merged(name, whole, self._parameters, self._lora)
 
     def offload(self) -> None:
         """Give cached device memory back; move parameters to the host, if so configured, until `onload`."""
@@ -137,15 +151,16 @@ class Fsdp2Engine:
             self._away = False
 
     def save(self, folder: Path) -> None:
-        """Write weights, optimizer, schedule and random state, each rank its share."""
+        """Write trained weights, optimizer, schedule and random state, each rank its share."""
         with self._everything_on_device():
-            save_sharded(self._state() | self._random_states(), Path(folder))
+            save_sharded(self._state() | self._base() | self._random_states(), Path(folder))
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, from any number of ranks; ranks that were not there keep their random state."""
         stored = stored_names(Path(folder))
         random_states = {name: state for name, state in self._random_states().items() if name in stored}
         with self._everything_on_device():
+            self._check_base(Path(folder))
             state = self._state()
             load_sharded(state | random_states, Path(folder))
         if self._optimizer is not None:
@@ -156,10 +171,14 @@ class Fsdp2Engine:
     def export(self, folder: Path, tokenizer: str | None = None) -> None:
         """Write a Hugging Face folder from the float32 weights, in the dtype the model came with.
 
-        `tokenizer` is the folder or hub id of the tokenizer, where it is not the model's own.
+        `tokenizer` is the folder or hub id of the tokenizer, where it is not the model's own. Adapters are merged into
+        the weights, and lie apart from them in the folder `adapter` below, as the PEFT library reads it.
         """
+        adapter = None
+        if self._lora is not None:
+            adapter = peft_settings(self._lora, self._path, self._parameters), peft_tensors(self._parameters)
         if rank() > 0:
-            for _ in self.weights():
+            for _ in chain(self.weights(), adapter[1] if adapter else ()):
                 pass
         else:
             source = AutoConfig.from_pretrained(self._path, trust_remote_code=self._trust)
@@ -167,12 +186,16 @@ class Fsdp2Engine:
             write_folder(
                 Path(folder), self.weights(), self._model.lm,
                 dtype=own_dtype, source=self._path, tokenizer=tokenizer or self._path, trust_remote_code=self._trust,
+                adapter=adapter,
             )  # fmt: skip
         if num_ranks() > 1:
             dist.barrier()
 
-    def _load(self, role: Role) -> Decoder:
-        model = load_model(self._path, role, read_weights=rank() == 0, trust_remote_code=self._trust)
+    def _load(self, role: Role, seed: int) -> Decoder:
+        model = load_model(
+            self._path, role, read_weights=rank() == 0, trust_remote_code=self._trust,
+            lora=self._lora, frozen_dtype=self._dtype, seed=seed,
+        )  # fmt: skip
         if self._config.gradient_checkpointing:
             model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if num_ranks() == 1 and self._dtype == torch.float32:
@@ -253,8 +276,30 @@ class Fsdp2Engine:
         if was_away:
             self.offload()
 
+    def _base(self) -> dict[str, Tensor]:
+        """Return the fingerprint of the frozen weights, which are not saved; nothing where all are trained."""
+        if self._lora is None:
+            return {}
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self._weights)
+        return {"base": self._fingerprint}
+
+    def _check_base(self, folder: Path) -> None:
+        """Refuse adapters that were trained beside other weights than these."""
+        if self._lora is None:
+            return
+        here = self._base()
+        stored = {name: torch.zeros_like(value) for name, value in here.items()}
+        load_sharded(stored, folder)
+        if not torch.equal(stored["base"], here["base"]):
+            raise UserError(
+                f"the weights in {self._path} are not those that the adapters in {folder} were trained beside",
+                "put the weights back that the run began with, or start a new run",
+                exit_code=FAILED,
+            )
+
     def _state(self) -> dict[str, Tensor]:
-        """Return weights and optimizer state by name, sharing memory with them."""
+        """Return trained weights and optimizer state by name, sharing memory with them."""
         weights = {f"model.{name}": parameter.detach() for name, parameter in self._parameters.items()}
         return weights | (self._optimizer.state() if self._optimizer is not None else {})
 

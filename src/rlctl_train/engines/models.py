@@ -7,6 +7,7 @@ the weights; the others build the same module around memory nobody has touched, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import torch
@@ -20,7 +21,7 @@ from rlctl_train.config.model import LoraConfig
 from rlctl_train.engines.attention import NAME
 from rlctl_train.engines.fused import fuse
 from rlctl_train.engines.logits import token_logprobs
-from rlctl_train.engines.lora import adapt, is_adapter
+from rlctl_train.engines.lora import adapt, is_adapter, target_layers
 from rlctl_train.engines.packing import Pass
 
 Role = Literal["actor", "critic", "reference"]
@@ -110,18 +111,11 @@ def load_model(
     nothing.
     """
     disable_progress_bar()
-    try:
+    settings = _settings(torch.float32 if lora is None else frozen_dtype, trust_remote_code)
+    with _reading(path):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         _refuse_unsupported(config)
-        settings = _settings(torch.float32 if lora is None else frozen_dtype, trust_remote_code)
         lm = _read(path, role, settings) if read_weights else _shape(config, role, settings)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"the model at {path!r} does not load: {reason}",
-            "set model.path to a folder with config.json and safetensors, or to a hub id",
-            exit_code=PREFLIGHT,
-        ) from error
     for module in lm.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -133,6 +127,28 @@ def load_model(
         if role == "critic":
             cast(nn.Linear, lm.score).float().requires_grad_(True)
     return Critic(lm) if role == "critic" else Policy(lm)
+
+
+def check_targets(path: str, lora: LoraConfig, *, trust_remote_code: bool) -> None:
+    """Refuse adapters for layers that the model at `path` lacks; reads its config and no weights."""
+    with _reading(path), torch.device("meta"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        lm = _shape(config, "actor", _settings(torch.float32, trust_remote_code))
+    target_layers(lm, lora)
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Say in the user's words that a model cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the model at {path!r} does not load: {reason}",
+            "set model.path to a folder with config.json and safetensors, or to a hub id",
+            exit_code=PREFLIGHT,
+        ) from error
 
 
 def _read(path: str, role: Role, settings: dict[str, Any]) -> PreTrainedModel:
