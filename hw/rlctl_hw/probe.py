@@ -1,13 +1,20 @@
-"""The survey: ask each vendor what this machine has, or read a machine elsewhere from its name (`h100-80gb:8x4`)."""
+"""The survey: ask each vendor what this machine has, or read a machine elsewhere by its name or its record."""
 
 from __future__ import annotations
 
 import importlib
+import json
 import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from rlctl_hw.devices import by_key
 from rlctl_hw.host import Found, Host
 from rlctl_hw.nics import nearest_devices, read_nics
+from rlctl_hw.plain import read_plain
+from rlctl_hw.record import replay
+from rlctl_hw.torch_view import torch_facts
 from rlctl_hw.types import Device, Fact, Hardware
 from rlctl_hw.vendors import cpu
 
@@ -24,8 +31,11 @@ CPU_GIB_PER_CORE, CPU_GIB_MIN = 4.0, 8.0
 HOST_GIB_PER_DEVICE_GIB = 1.5
 
 
-def survey(host: Host | None = None) -> Hardware:
-    """Return what this process can use; never raises, and says under `facts` what it could not learn."""
+def survey(host: Host | None = None, *, deep: bool = False) -> Hardware:
+    """Return what this process can use; never raises, and says under `facts` what it could not learn.
+
+    `deep` starts a process that imports torch, which takes seconds.
+    """
     host = host or Host()
     base = cpu.probe(host)
     facts, chosen = dict(base.facts), base
@@ -39,6 +49,8 @@ def survey(host: Host | None = None) -> Hardware:
     facts |= nic_facts
     if near := nearest_devices(host, nics, chosen.devices):
         facts["nics.near"] = near
+    if deep:
+        facts |= torch_facts(host)
     return Hardware(
         devices=chosen.devices,
         num_nodes=1,
@@ -53,10 +65,13 @@ def survey(host: Host | None = None) -> Hardware:
 
 
 def parse_hardware(spec: str) -> Hardware:
-    """Return the machine that `DEVICE[:COUNT[xNODES]]` names; on CPU the count is cores.
+    """Return the machine that `DEVICE[:COUNT[xNODES]]` names (on CPU the count is cores), or that a file describes.
 
-    Host cores and memory of a machine that is elsewhere are assumed. Raises ValueError that says what is wrong.
+    A file is a folder of `rlctl hw --record` or the JSON of `rlctl hw -o json`. Host cores and memory of a named
+    machine are assumed. Raises ValueError that says what is wrong.
     """
+    if _is_path(spec):
+        return _machine_at(Path(spec))
     match = SPEC.fullmatch(spec.strip())
     if match is None:
         raise ValueError(
@@ -66,6 +81,47 @@ def parse_hardware(spec: str) -> Hardware:
     if match["name"].lower() == "cpu":
         return _cpu_machine(count, num_nodes)
     return _catalogue_machine(match["name"], count, num_nodes)
+
+
+def read_hardware(data: Any) -> Hardware:
+    """Return the machine that the JSON of `rlctl hw -o json` describes. Raises ValueError that says what is wrong."""
+    if not isinstance(data, dict) or "hardware" not in data:
+        raise ValueError("no survey: the field hardware is missing")
+    found = read_plain(Hardware, data["hardware"], "hardware")
+    if not found.devices:
+        raise ValueError("hardware.devices is empty")
+    if len({device.kind for device in found.devices}) > 1:
+        raise ValueError("hardware.devices are of more than one kind")
+    places = [place for group in found.islands for place in group]
+    places += [place for link in found.links for place in (link.first, link.second)]
+    if any(not 0 <= place < len(found.devices) for place in places):
+        raise ValueError("hardware.links and hardware.islands name devices that are not listed")
+    if min(found.num_nodes, found.cpu_cores) < 1:
+        raise ValueError("hardware.num_nodes and hardware.cpu_cores start at 1")
+    return found
+
+
+def _is_path(spec: str) -> bool:
+    # A device's name has none of these, so a folder called h100 in the way does no harm.
+    return "/" in spec or spec.endswith(".json") or spec in (".", "..") or _is_record(spec)
+
+
+def _is_record(spec: str) -> bool:
+    try:
+        return (Path(spec) / "record.json").is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _machine_at(path: Path) -> Hardware:
+    try:
+        if path.is_dir():
+            return survey(replay(path))
+        return read_hardware(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _ask(vendor: str, host: Host) -> Found:
@@ -89,15 +145,34 @@ def _cpu_machine(cores: int, num_nodes: int) -> Hardware:
 
 def _catalogue_machine(name: str, count: int, num_nodes: int) -> Hardware:
     entry = by_key(name)
-    devices = tuple(
-        Device(entry.kind, i, entry.names[0], entry.memory_gib, None, entry.compute_capability) for i in range(count)
+    device = Device(
+        entry.kind,
+        0,
+        entry.names[0],
+        entry.memory_gib,
+        compute_capability=entry.compute_capability,
+        catalogue=entry.key,
+        architecture=None if entry.kind == "cuda" else entry.architecture,
     )
     memory_gib = HOST_GIB_PER_DEVICE_GIB * entry.memory_gib * count
     cores = CORES_PER_DEVICE * count
     facts = {
         f"{entry.kind}.physical": Fact(entry.key, f"devices.toml, confidence {entry.confidence}"),
+        f"{entry.kind}.islands": Fact(entry.link, "devices.toml"),
         "host.cores": Fact(cores, f"assumed: {CORES_PER_DEVICE} a device"),
         "host.memory_gib": Fact(memory_gib, f"assumed: {HOST_GIB_PER_DEVICE_GIB:g} times the devices' memory"),
         "host.shm_gib": Fact(memory_gib / 2, "assumed: half of the memory"),
     }
-    return Hardware(devices, num_nodes, cores, memory_gib, memory_gib / 2, facts)
+    return Hardware(
+        devices=tuple(replace(device, index=index) for index in range(count)),
+        num_nodes=num_nodes,
+        cpu_cores=cores,
+        host_memory_gib=memory_gib,
+        shm_gib=memory_gib / 2,
+        facts=facts,
+        islands=_usual_islands(count, 1 if entry.link == "PCIe" else entry.devices_per_node),
+    )
+
+
+def _usual_islands(count: int, size: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(range(start, min(start + size, count))) for start in range(0, count, size))
