@@ -1,4 +1,8 @@
-"""Presets and configuration files: where they lie, what they say about themselves, and their text as tables."""
+"""Presets and configuration files: where they lie, what they say about themselves, and their text as tables.
+
+A file holds settings, and beside them three tables that are none: `[preset]` (what it is), `[hardware.ID]` (settings
+for one device of the catalogue, with the reason) and `[[verified]]` (what was measured).
+"""
 
 from __future__ import annotations
 
@@ -10,22 +14,40 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from rlctl_hw import devices
+
+from rlctl.evidence import Verified, read_verified
 from rlctl.spelling import unknown
 from rlctl_train.config.errors import UserError
 
 HEADER = "preset"
 HEADER_KEYS = ("title", "hardware", "evidence", "extends")
+HARDWARE, VERIFIED, REASON = "hardware", "verified", "reason"
+
+
+@dataclass(frozen=True)
+class HardwarePins:
+    """Settings that a document gives for one device, and why; `device` is its key in the device catalogue."""
+
+    device: str
+    reason: str
+    tree: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Document:
-    """One preset or file: `source` is its origin label, `tree` its settings, `header` its `[preset]` table."""
+    """One preset or file: `source` is its origin label, `tree` its settings, `header` its `[preset]` table.
+
+    `evidence` in the header says whose settings these are; what was measured is in `verified`.
+    """
 
     name: str
     source: str
     path: Path
     tree: dict[str, Any]
     header: dict[str, str]
+    pins: tuple[HardwarePins, ...] = ()
+    verified: tuple[Verified, ...] = ()
 
 
 @cache
@@ -82,7 +104,28 @@ def read(path: Path, *, source: str) -> Document:
     unknown = [key for key in header if key not in HEADER_KEYS]
     if unknown:
         raise UserError(f"{path}: [{HEADER}] has the unknown key {unknown[0]!r}", f"known are {', '.join(HEADER_KEYS)}")
-    return Document(path.stem, source, path, tree, header)
+    pins = _read_pins(tree.pop(HARDWARE, {}), path)
+    verified = read_verified(tree.pop(VERIFIED, []), str(path))
+    return Document(path.stem, source, path, tree, header, pins, verified)
+
+
+def _read_pins(tables: Any, path: Path) -> tuple[HardwarePins, ...]:
+    if not isinstance(tables, dict) or any(not isinstance(table, dict) for table in tables.values()):
+        raise UserError(f"{path}: [{HARDWARE}] is not a table of tables", "write [hardware.h100-80gb]")
+    return tuple(_read_device_pins(name, dict(table), path) for name, table in tables.items())
+
+
+def _read_device_pins(name: str, table: dict[str, Any], path: Path) -> HardwarePins:
+    try:
+        key = devices.by_key(name).key
+    except ValueError as error:
+        raise UserError(f"{path}: [{HARDWARE}.{name}]: {error}", "name a device of the catalogue") from error
+    if key != name:
+        raise UserError(f"{path}: [{HARDWARE}.{name}] is a nickname", f"write [{HARDWARE}.{key}]")
+    reason = table.pop(REASON, None)
+    if not isinstance(reason, str) or not reason:
+        raise UserError(f"{path}: [{HARDWARE}.{name}] gives no reason", 'add reason = "..."')
+    return HardwarePins(key, reason, table)
 
 
 def _parse(path: Path) -> dict[str, Any]:

@@ -28,3 +28,9 @@ def hardware_named(spec: str | None) -> Hardware:
         return parse_hardware(spec)
     except ValueError as error:
         raise UserError(f"--hw {error}", "name it like h100-80gb:8x4 or cpu:2") from error
+
+
+def device_key(hardware: Hardware) -> str | None:
+    """Return the device catalogue's key of the accelerators, where all are of one kind that it knows."""
+    keys = {device.catalogue for device in hardware.devices}
+    return keys.pop() if len(keys) == 1 else None

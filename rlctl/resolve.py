@@ -1,6 +1,7 @@
 """One run configuration out of many places: default < settings < preset < file < RLCTL_* < command line.
 
-Every value keeps its origin, every problem is reported in one go. Nothing here reads the machine.
+What a preset or file says for the device at hand (`[hardware.ID]`) lies right above it. Every value keeps its origin,
+every problem is reported in one go. Nothing here reads the machine.
 """
 
 from __future__ import annotations
@@ -55,14 +56,23 @@ def build(
     environ: Mapping[str, str] | None = None,
     reserved: Iterable[str] = (),
     settings: Iterable[Assignment] = (),
+    device: str | None = None,
 ) -> Resolved:
-    """Resolve a preset or file with what is put on top; `reserved` names variables that are no settings of a run."""
+    """Resolve a preset or file with what is put on top; `reserved` names variables that are no settings of a run.
+
+    `device` is the catalogue's key of the accelerators at hand: it chooses among the documents' `[hardware.ID]`.
+    """
     documents = [] if name_or_file is None else catalog.chain(catalog.load(name_or_file))
     documents += [part for path in files for part in catalog.chain(catalog.load_file(path))]
     merge = _Merge()
     merge.layer(settings)
     for document in documents:
         merge.layer(_assignments(document))
+        for pins in document.pins:
+            if pins.device == device:
+                source = f"{document.source} [{catalog.HARDWARE}.{device}]"
+                merge.layer(_walk_table(pins.tree, (), source))
+                merge.notes.append(f"{source}: {pins.reason}")
     merge.layer(environment_assignments(environ or {}, reserved))
     merge.layer(overrides)
     return merge.finish()

@@ -40,9 +40,14 @@ class Request:
 
 
 def read(
-    words: Sequence[str] | None, files: Iterable[Path] | None, *, options: Iterable[str] = (), name_needed: bool = True
+    words: Sequence[str] | None,
+    files: Iterable[Path] | None,
+    *,
+    options: Iterable[str] = (),
+    name_needed: bool = True,
+    device: str | None = None,
 ) -> Request:
-    """Resolve what the arguments of a command ask for; say what was left out on the way."""
+    """Resolve what the arguments of a command ask for, for the catalogue's device; say what was noted on the way."""
     arguments = overrides.parse_arguments(words or (), options)
     what = "the name of a preset or file"
     name = arguments.one_name(what) if name_needed else arguments.optional_name()
@@ -54,6 +59,7 @@ def read(
         environ=os.environ,
         reserved=settings.reserved_variables(),
         settings=user.assignments(),
+        device=device,
     )
     for line in resolved.notes:
         render.note(line)

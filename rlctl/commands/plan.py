@@ -36,7 +36,9 @@ def plan(
     output: OutputOption = "text",
 ) -> None:
     """Say how a preset or file would run, what memory it takes, and why. Exit code 3: it does not fit."""
-    request = _request.read(words, files, options=_request.options_of(ctx), name_needed=not files)
-    made = planning.plan_here(request.resolved.config, planning.hardware_named(hw))
+    hardware = planning.hardware_named(hw)
+    options, device = _request.options_of(ctx), planning.device_key(hardware)
+    request = _request.read(words, files, options=options, name_needed=not files, device=device)
+    made = planning.plan_here(request.resolved.config, hardware)
     if not render.document(output, name=request.name, hardware=hw, plan=made.to_json()):
         _show.plan(made, with_memory=True)

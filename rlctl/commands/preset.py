@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from rlctl import catalog, render
+from rlctl import catalog, evidence, render
 from rlctl.commands._group import BareName
 from rlctl.render import OutputOption
 from rlctl_train.config.errors import UserError
@@ -25,11 +26,11 @@ app = typer.Typer(
 
 @app.command(name="ls")
 def list_presets(output: OutputOption = "text") -> None:
-    """List the presets, with the hardware each is meant for."""
-    documents = [catalog.load_preset(name) for name in catalog.names()]
-    entries = [{"name": d.name, **{key: d.header.get(key) for key in catalog.HEADER_KEYS}} for d in documents]
+    """List the presets, with the hardware each is meant for and whether it was measured or only planned."""
+    entries = [_entry(catalog.load_preset(name)) for name in catalog.names()]
     if not render.document(output, presets=entries):
-        render.table(("NAME", "WHAT", "HARDWARE"), [(e["name"], e["title"], e["hardware"]) for e in entries])
+        columns = ("name", "title", "hardware", "status")
+        render.table(("NAME", "WHAT", "HARDWARE", "STATUS"), [[entry[key] for key in columns] for entry in entries])
 
 
 @app.command()
@@ -84,7 +85,22 @@ def resolve_preset(
     output: OutputOption = "text",
 ) -> None:
     """Print what a preset becomes on this machine: every value with its origin, and the plan."""
+    from rlctl import planning
     from rlctl.commands import _request, _show
 
-    request = _request.read(words, files, options=_request.options_of(ctx))
+    device = planning.device_key(planning.hardware_named(None))
+    request = _request.read(words, files, options=_request.options_of(ctx), device=device)
+    if request.name is not None:
+        _say_status(catalog.load(request.name))
     _show.request(request, output=output, show_all=show_all)
+
+
+def _say_status(document: catalog.Document) -> None:
+    grounds = document.header.get("evidence")
+    render.say(f"{document.name}: {evidence.status(document.verified)}{f'; {grounds}' if grounds else ''}")
+
+
+def _entry(document: catalog.Document) -> dict[str, Any]:
+    header = {key: document.header.get(key) for key in catalog.HEADER_KEYS}
+    records = [asdict(record) for record in document.verified]
+    return {"name": document.name, **header, "status": evidence.status(document.verified), "verified": records}

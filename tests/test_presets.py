@@ -1,0 +1,126 @@
+"""Presets: what they say of themselves, their settings for one device, and their measured records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rlctl import app, catalog, evidence, planning, resolve
+from rlctl.evidence import PLANNED, Verified, read_verified
+from rlctl_train.config.errors import USAGE, UserError
+
+MINIMAL = '[preset]\ntitle = "t"\nextends = "quickstart"\n'
+PINNED = f'{MINIMAL}[hardware.h100-80gb]\nreason = "a measured need"\ntrainer.num_steps = 7\n'
+RECORD = {
+    "date": "2026-11-20",
+    "commit": "0123abc",
+    "hardware": "cpu:2",
+    "command": "rlctl launch quickstart",
+    "versions": {"torch": "2.13.0"},
+    "numbers": {"run_s": 163},
+}
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "mine.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_settings_for_a_device_hold_on_that_device_alone(tmp_path: Path) -> None:
+    file = write(tmp_path, PINNED)
+    here = resolve.build(str(file), device="h100-80gb")
+    assert here.config.trainer.num_steps == 7
+    assert here.origins["trainer.num_steps"].source == f"file {file} [hardware.h100-80gb]"
+    for device in (None, "h200-141gb"):
+        assert resolve.build(str(file), device=device).config.trainer.num_steps == 100
+
+
+def test_the_reason_for_a_device_s_settings_is_told(tmp_path: Path) -> None:
+    file = write(tmp_path, PINNED)
+    assert resolve.build(str(file), device="h100-80gb").notes == (f"file {file} [hardware.h100-80gb]: a measured need",)
+
+
+def test_files_on_top_override_a_device_s_settings(tmp_path: Path) -> None:
+    on_top = tmp_path / "top.toml"
+    on_top.write_text("trainer.num_steps = 9\n", encoding="utf-8")
+    resolved = resolve.build(str(write(tmp_path, PINNED)), files=[on_top], device="h100-80gb")
+    assert resolved.config.trainer.num_steps == 9
+
+
+def test_a_wrong_key_among_a_device_s_settings_is_found_on_that_device(tmp_path: Path) -> None:
+    file = write(tmp_path, PINNED.replace("num_steps", "num_stps"))
+    with pytest.raises(UserError, match="num_stps"):
+        resolve.build(str(file), device="h100-80gb")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('[hardware.h100-90gb]\nreason = "r"\n', "nearest: .*h100-80gb"),
+        ('[hardware.h100]\nreason = "r"\n', "is a nickname"),
+        ("[hardware.h100-80gb]\nseed = 1\n", "gives no reason"),
+        ('[hardware.h100-80gb]\nreason = ""\n', "gives no reason"),
+        ("[hardware]\nseed = 1\n", "is not a table of tables"),
+    ],
+)
+def test_a_device_table_must_name_a_device_and_a_reason(tmp_path: Path, table: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        catalog.load_file(write(tmp_path, MINIMAL + table))
+
+
+def test_the_device_at_hand_is_the_one_that_all_accelerators_are() -> None:
+    assert planning.device_key(planning.hardware_named("mi300x:8x4")) == "mi300x-192gb"
+    assert planning.device_key(planning.hardware_named("cpu:2")) is None
+
+
+def test_a_plan_for_a_machine_elsewhere_reads_that_machine_s_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write(tmp_path, PINNED.replace("num_steps", "num_stps"))
+    assert app.run(["plan", str(file), "--hw", "h100-80gb:1"]) == USAGE
+    assert "[hardware.h100-80gb]" in capsys.readouterr().err
+
+
+def test_a_record_is_read_and_summed_up() -> None:
+    records = read_verified([{**RECORD, "date": "2026-12-01"}, RECORD], "x.toml")
+    assert [record.date for record in records] == ["2026-11-20", "2026-12-01"]
+    assert isinstance(records[0], Verified)
+    assert evidence.status(records) == "verified on cpu:2, 2026-12-01"
+    assert evidence.status(()) == PLANNED
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"commit": None}, "lacks 'commit'"),
+        ({"date": "yesterday"}, "not YYYY-MM-DD"),
+        ({"numbers": {}}, "lacks 'numbers'"),
+        ({"numbers": {"run_s": "fast"}}, "lacks 'numbers'"),
+        ({"versions": {"torch": 2}}, "lacks 'versions'"),
+        ({"speed": 1}, "unknown key 'speed'"),
+    ],
+)
+def test_a_record_must_be_whole(change: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_verified([{**RECORD, **change}], "x.toml")
+
+
+def test_records_must_be_a_list_of_tables() -> None:
+    with pytest.raises(UserError, match="not a list of tables"):
+        read_verified(RECORD, "x.toml")
+
+
+def test_the_list_shows_which_presets_were_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    app.run(["preset", "ls", "-o", "json"])
+    presets = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)["presets"]}
+    assert presets["quickstart"]["status"].startswith("verified on cpu:2")
+    assert presets["qwen2.5-7b-grpo"]["status"] == PLANNED
+    assert presets["quickstart"]["verified"][0]["numbers"]["accuracy_after"] > 0.9
+
+
+def test_a_preset_says_whether_it_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["preset", "quickstart"]) == 0
+    assert "quickstart: verified on cpu:2" in capsys.readouterr().err
