@@ -24,6 +24,7 @@ COMMANDS = {
     "config": "rlctl.commands.config:app",
     "plan": "rlctl.commands.plan:app",
     "hw": "rlctl.commands.hw:app",
+    "doctor": "rlctl.commands.doctor:app",
     "env": "rlctl.commands.env:app",
     "data": "rlctl.commands.data:app",
     "reward": "rlctl.commands.reward:app",
@@ -40,6 +41,7 @@ HELP = {
     },
     "Look": {
         "hw": "Survey this machine.",
+        "doctor": "Examine this machine, and whether a run can start on it.",
         "env": "Print versions and environment, secrets removed.",
     },
     "Prepare": {

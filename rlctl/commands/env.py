@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 import typer
 
 from rlctl import __version__, render
+from rlctl.redact import LOGIN, REDACTED, SECRET
 from rlctl.render import OutputOption
 
 app = typer.Typer(rich_markup_mode=None)
@@ -25,9 +25,6 @@ PREFIXES = (
     "RLCTL_", "RAY_", "HF_", "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "VLLM_", "SGLANG_", "OMP_",
     "MKL_", "ROCR_", "HIP_", "ASCEND_", "HCCL_", "SLURM_", "WANDB_", "MLFLOW_", "SWANLAB_",
 )  # fmt: skip
-SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL|AUTH", re.IGNORECASE)
-LOGIN = re.compile(r"//[^/@\s]+@")
-REDACTED = "(removed)"
 
 
 @app.command()
