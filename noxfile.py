@@ -44,7 +44,7 @@ def quickstart(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run every test that needs neither a GPU nor vLLM."""
-    env = environment(session, "train", "-e", ".[train,math,test]")
+    env = environment(session, "train", "-e", ".[train,math,peft,test]")
     choice = ("-m", "not vllm and not gpu", "--ignore=tests/vllm")
     session.run(env / "python", "-m", "pytest", *choice, *session.posargs, env=ONE_THREAD)
 
@@ -59,7 +59,7 @@ def vllm(session: nox.Session) -> None:
 @nox.session
 def gpu(session: nox.Session) -> None:
     """Run the tests that need a CUDA device."""
-    env = environment(session, "gpu", "-e", ".[train,vllm,math,test]")
+    env = environment(session, "gpu", "-e", ".[train,vllm,math,peft,test]")
     session.run(env / "python", "-m", "pytest", "-m", "gpu", *session.posargs)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from rlctl_hw.model_shape import shape_from_config
+from rlctl_hw.params import lora_params
 from transformers import AutoModelForCausalLM
 
 from rlctl_train.config.errors import UserError
@@ -213,6 +215,14 @@ def test_named_layers_alone_get_adapters(path: str, tmp_path: Path) -> None:
     loaded = PeftModel.from_pretrained(base, str(tmp_path / "hf" / "adapter"))
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     torch.testing.assert_close(logits(loaded), logits(merged), **CLOSE)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
+def test_the_planner_counts_as_many_adapter_parameters(tmp_path: Path, architecture: str) -> None:
+    path = make_model(tmp_path / "model", architecture=architecture)
+    trained = sum(p.numel() for p in make_engine(path, lora=LORA)._parameters.values())
+    shape = shape_from_config(json.loads((tmp_path / "model" / "config.json").read_text()))
+    assert lora_params(shape, LORA.rank) == trained
 
 
 @pytest.mark.parametrize("target", ["query_proj", "lm_head", "embed_tokens", "proj"])
