@@ -21,7 +21,7 @@ from rlctl_train.config.model import LoraConfig
 from rlctl_train.engines.attention import NAME
 from rlctl_train.engines.fused import fuse
 from rlctl_train.engines.logits import token_logprobs
-from rlctl_train.engines.lora import adapt, is_adapter, target_layers
+from rlctl_train.engines.lora import ALL, adapt, is_adapter, target_layers
 from rlctl_train.engines.packing import Pass
 
 Role = Literal["actor", "critic", "reference"]
@@ -131,6 +131,8 @@ def load_model(
 
 def check_targets(path: str, lora: LoraConfig, *, trust_remote_code: bool) -> None:
     """Refuse adapters for layers that the model at `path` lacks; reads its config and no weights."""
+    if lora.target_modules == (ALL,):
+        return
     with _reading(path), torch.device("meta"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         lm = _shape(config, "actor", _settings(torch.float32, trust_remote_code))
