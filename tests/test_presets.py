@@ -6,11 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+from rlctl_hw.model_catalogue import known_models, known_shape
 
 from rlctl import app, catalog, evidence, planning, resolve
 from rlctl.evidence import PLANNED, Verified, read_verified
+from rlctl.workload import shape_of
+from rlctl_train.config.algo import GrpoConfig
 from rlctl_train.config.errors import USAGE, UserError
+from rlctl_train.config.model import PretrainedModel
 
+MODELS = [name for name in known_models() if not name.startswith(("llama-3.2", "llama-3.1-405b", "mixtral"))]
 MINIMAL = '[preset]\ntitle = "t"\nextends = "quickstart"\n'
 PINNED = f'{MINIMAL}[hardware.h100-80gb]\nreason = "a measured need"\ntrainer.num_steps = 7\n'
 RECORD = {
@@ -90,6 +95,29 @@ def test_a_record_is_read_and_summed_up() -> None:
     assert isinstance(records[0], Verified)
     assert evidence.status(records) == "verified on cpu:2, 2026-12-01"
     assert evidence.status(()) == PLANNED
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_every_preset_fits_its_model_and_can_be_planned_without_network(name: str) -> None:
+    config = resolve.build(name).config
+    shape = shape_of(config)
+    assert shape.exact
+    assert shape.max_position is not None
+    assert config.data.max_prompt_tokens + config.rollout.max_response_tokens <= shape.max_position
+    if isinstance(config.model, PretrainedModel):
+        assert known_shape(config.model.path) is not None
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_every_preset_is_valid_on_the_devices_it_names(name: str) -> None:
+    for pins in catalog.load_preset(name).pins:
+        assert resolve.build(name, device=pins.device).notes[-1].endswith(pins.reason)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_has_a_preset_with_grpo(model: str) -> None:
+    algo = resolve.build(f"{model}-grpo").config.algo
+    assert isinstance(algo, GrpoConfig)
 
 
 @pytest.mark.parametrize(
