@@ -11,11 +11,10 @@ import typer
 from rlctl_hw.types import Plan
 
 from rlctl import catalog, launchers, planning, render, rundir
-from rlctl.commands import _request, _show, _watch
+from rlctl.commands import _request, _show, _watch, doctor
 from rlctl.commands._request import FREE, FilesOption, RequestArgument
-from rlctl.launchers import preflight
 from rlctl.render import OutputOption
-from rlctl_train.config.errors import UserError
+from rlctl_train.config.errors import PREFLIGHT, UserError
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -38,13 +37,16 @@ def launch(
 
     Example: rlctl launch quickstart trainer.num_steps=20 --name first
     """
-    request = _request.read(words, files, options=_request.options_of(ctx), name_needed=not files)
+    hardware = planning.hardware_named(None)
+    options, device = _request.options_of(ctx), planning.device_key(hardware)
+    request = _request.read(words, files, options=options, name_needed=not files, device=device)
     config, root = request.resolved.config, request.settings.runs_root()
     launcher = launchers.load(launchers.chosen({"local": local}))
-    plan = planning.plan_here(config)
+    plan = planning.plan_here(config, hardware)
     run_name = name or rundir.auto_name(_base(request.name, files))
     rundir.check_name(root, run_name)
-    preflight.check(config, root)
+    if not doctor.before_launch(config, plan, hardware, request.settings):
+        raise typer.Exit(PREFLIGHT)
     if dry_run:
         if not render.document(
             output,
