@@ -28,6 +28,8 @@ class Gpu:
     uuid: str | None = None
     pci: str | None = None
     partition: str | None = None
+    used_gib: float | None = None
+    """Taken on the whole card, by whomever."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,8 @@ def name_of(gpu: Gpu) -> str:
 def catalogue_of(gpu: Gpu) -> str | None:
     """Return the key in `devices.toml`; the device id overrides a printed name."""
     product = product_of(gpu)
-    names = [product.name, f"{product.name} OAM"] if product else [gpu.name or ""]
-    entries = [entry for entry in map(by_printed_name, names) if entry]
-    return entries[0].key if entries else None
+    entry = by_printed_name(product.name if product else gpu.name or "")
+    return entry.key if entry else None
 
 
 def uuid_of(unique_id: int) -> str | None:

@@ -66,6 +66,8 @@ def probe(host: Host) -> Found:
             "; ".join([*visible.notes, *notes]) or None,
         ),
     }
+    if users := _users(table, npus):
+        facts["ascend.used"] = Fact(users, "npu-smi info", f"already in use: {'; '.join(users)}")
     if len(devices) > 1 and not links:
         facts["ascend.links"] = Fact(None, "npu-smi info -t topo", "the ways between NPUs are unknown")
     return Found(devices, facts, links, islands(len(devices), links) if links else ())
@@ -79,7 +81,7 @@ def resolve_soc(chip: Chip, board: Board) -> str | None:
     if board.npu_name and board.chip_name:
         return f"{board.chip_name}_{board.npu_name}"
     name = (board.chip_name or chip.name).replace(" ", "").removeprefix("Ascend")
-    if name == "910B" and chip.ddr_mib and chip.hbm_mib and chip.hbm_mib <= 32 * MIB_PER_GIB:
+    if name in ("910", "910B") and chip.ddr_mib and chip.hbm_mib and chip.hbm_mib <= 32 * MIB_PER_GIB:
         name = FIRST_GENERATION
     return f"Ascend{name}" if name not in ("", "NA", "-", "910", "910B") else None
 
@@ -163,6 +165,15 @@ def _links(host: Host, npus: Sequence[Npu], devices: Sequence[Device]) -> tuple[
         if first in names and second in names
     ]
     return among([device.index for device in devices], found)
+
+
+def _users(table: Table, npus: Sequence[Npu]) -> list[str]:
+    taken: dict[int, int] = {}
+    for process in table.processes:
+        for npu in npus:
+            if (npu.chip.npu_id, npu.chip.chip_id) == (process.npu_id, process.chip_id):
+                taken[npu.index] = taken.get(npu.index, 0) + process.memory_mib
+    return [f"NPU {index}: {mib / MIB_PER_GIB:.1f} GiB" for index, mib in sorted(taken.items())]
 
 
 def _trouble(host: Host, table: Table, npus: Sequence[Npu], present: Sequence[int]) -> list[str]:

@@ -44,12 +44,23 @@ class Chip:
 
 
 @dataclass(frozen=True)
+class Process:
+    """One process that has memory on a chip."""
+
+    npu_id: int
+    chip_id: int
+    name: str
+    memory_mib: int
+
+
+@dataclass(frozen=True)
 class Table:
-    """The chips of `npu-smi info` and the messages around them."""
+    """The chips of `npu-smi info`, who uses them, and the messages around the tables."""
 
     chips: tuple[Chip, ...] = ()
     version: str | None = None
     errors: tuple[str, ...] = ()
+    processes: tuple[Process, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,23 @@ def parse_info(text: str) -> Table:
             chips, pending = [*chips, *([chip] if chip else [])], None
     version = VERSION.search(text)
     errors = () if chips else tuple(line.strip() for line in text.splitlines() if TROUBLE.search(line))[:2]
-    return Table(tuple(chips), version.group(1) if version else None, errors)
+    return Table(tuple(chips), version.group(1) if version else None, errors, parse_processes(text))
+
+
+def parse_processes(text: str) -> tuple[Process, ...]:
+    """Read the second table of `npu-smi info`; in a container it holds the container's own processes only."""
+    header: list[list[str]] = []
+    found = []
+    for cells in map(_cells, text.splitlines()):
+        if len(cells) == 4 and cells[1] == "Process id":
+            header = [cells[0].split(), *([cell] for cell in cells[1:])]
+        elif len(cells) == 4 and header:
+            row = _named(header, [cells[0].split(), *([cell] for cell in cells[1:])])
+            npu_id, chip_id = _number(row.get("NPU")), _number(row.get("Chip"))
+            memory_mib = _number(row.get("Process memory(MB)"))
+            if npu_id is not None and chip_id is not None and memory_mib is not None:
+                found.append(Process(npu_id, chip_id, row.get("Process name", ""), memory_mib))
+    return tuple(found)
 
 
 def parse_mapping(text: str) -> tuple[Mapped, ...]:

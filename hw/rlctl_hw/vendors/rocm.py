@@ -20,8 +20,12 @@ from rlctl_hw.vendors.rocm_driver import read_driver
 from rlctl_hw.vendors.rocm_visible import Visible, select_visible
 
 GIB = 2**30
+IN_USE_GIB = 0.5
+"""A GPU with more than this taken is somebody's: an idle MI300X has 0.3 GiB taken."""
 GPU_CLASSES = ("0x03", "0x12")
 """PCI classes of display controllers and of processing accelerators."""
+WHOLE = (None, "SPX", "GCD")
+"""Partitions that are what the catalogue has a row for."""
 
 
 def probe(host: Host) -> Found:
@@ -89,13 +93,15 @@ def _assumed_gib(gpu: Gpu) -> float | None:
 
 
 def _device(gpu: Gpu, memory_gib: float) -> Device:
+    # The catalogue's figures are of the whole card, so a part of one has no row in it.
+    whole = gpu.partition in WHOLE
     return Device(
         kind="rocm",
         index=gpu.index,
         name=name_of(gpu),
         memory_gib=memory_gib,
         uuid=gpu.uuid,
-        catalogue=catalogue_of(gpu),
+        catalogue=catalogue_of(gpu) if whole else None,
         architecture=gpu.architecture,
         partition=gpu.partition,
         pci=gpu.pci,
@@ -115,6 +121,10 @@ def _facts(host: Host, physical: Physical, visible: Visible, devices: Iterable[D
             [f"{device.index}: {device.name}" for device in devices], visible.source, "; ".join(visible.notes) or None
         ),
     }
+    used = {str(gpu.index): round(gpu.used_gib, 2) for gpu in physical.gpus if gpu.used_gib is not None}
+    if used:
+        busy = [f"GPU {index}: {gib:g} GiB" for index, gib in used.items() if gib > IN_USE_GIB]
+        facts["rocm.used_gib"] = Fact(used, physical.source, f"already in use: {', '.join(busy)}" if busy else None)
     models = {name_of(gpu) for gpu in physical.gpus}
     if len(models) > 1:
         facts["rocm.mixed"] = Fact(sorted(models), physical.source, "GPUs differ: a run is planned for the smallest")

@@ -49,14 +49,24 @@ def _gpu(host: Host, node: kfd.Node, index: int, nodes: Sequence[kfd.Node]) -> G
         uuid=uuid_of(node.unique_id),
         pci=kfd.pci_address(node.domain, location),
     )
-    return replace(gpu, memory_gib=_memory_gib(host, node, card), partition=_partition(host, gpu, node, card))
+    return replace(
+        gpu,
+        memory_gib=_memory_gib(host, node, card),
+        partition=_partition(host, gpu, node, card),
+        used_gib=_card_gib(host, card, "mem_info_vram_used"),
+    )
 
 
 def _memory_gib(host: Host, node: kfd.Node, card: Sequence[kfd.Node]) -> float | None:
     if node.memory_bytes:
         return node.memory_bytes / GIB
-    whole = host.read(f"{_drm(card[0])}/mem_info_vram_total") or ""
-    return int(whole) / GIB / len(card) if whole.isascii() and whole.isdigit() and len(whole) < 20 else None
+    whole = _card_gib(host, card, "mem_info_vram_total")
+    return whole / len(card) if whole else None
+
+
+def _card_gib(host: Host, card: Sequence[kfd.Node], file: str) -> float | None:
+    size = host.read(f"{_drm(card[0])}/{file}") or ""
+    return int(size) / GIB if size.isascii() and size.isdigit() and len(size) < 20 else None
 
 
 def _partition(host: Host, gpu: Gpu, node: kfd.Node, card: Sequence[kfd.Node]) -> str | None:
