@@ -161,10 +161,12 @@ def replay(folder: Path) -> ReplayHost:
         raise ValueError(f"{folder / 'record.json'} is damaged: {error}") from error
     if index.schema_version != SCHEMA_VERSION:
         raise ValueError(f"{folder} is a record of schema {index.schema_version}; this rlctl reads {SCHEMA_VERSION}")
-    commands = {kept.argv: kept for kept in index.commands}
+    exact = {kept.argv: kept for kept in index.commands}
+    alike = {_form(kept.argv): kept for kept in index.commands}
 
     def run(argv: Sequence[str]) -> CommandResult:
-        kept = commands.get(tuple(argv))
+        # Another version may ask for other fields, and what it reads it finds by name.
+        kept = exact.get(tuple(argv)) or alike.get(_form(argv))
         if kept is None:
             return CommandResult("", None, f"{' '.join(argv)} is not in the record")
         return CommandResult(_text(_inside(folder, kept.stdout)), kept.code, kept.error)
@@ -198,6 +200,11 @@ def _save_command(
     (folder / stdout).write_text(scrubber.text(result.stdout), encoding="utf-8")
     error = None if result.error is None else scrubber.text(result.error)
     return KeptCommand(tuple(argv), result.code, error, stdout)
+
+
+def _form(argv: Sequence[str]) -> tuple[str, ...]:
+    """Return a command without the values of its options."""
+    return tuple(part.partition("=")[0] for part in argv)
 
 
 def _inside(root: Path, path: str) -> Path:

@@ -15,7 +15,7 @@ WIDE = re.compile(r"\b(?P<prefix>0x|GPU-)(?P<digits>[0-9a-f]{16})\b", re.IGNOREC
 DECIMAL = re.compile(r"\b(?P<key>unique_id|hive_id)(?P<gap>\W{1,4})(?P<digits>\d{9,20})\b")
 """The same in decimal, as the kernel's driver for AMD writes them."""
 SERIAL = re.compile(
-    r"""(?P<key>\b(?:serial|vdie\ id|fru\ id|asset\ tag)[\w \t()#]{0,30}["']?[ \t]*[:=][ \t]*)"""
+    r"""(?P<key>\b(?:\w{0,20}serial|vdie\ id|fru\ id|asset\ tag)[\w \t()#]{0,30}["']?[ \t]*[:=][ \t]*)"""
     r"""(?P<value>"[^"\n]*"|(?!null\b|N/A\b|None\b)[^\s",}\]]+)""",
     re.IGNORECASE | re.VERBOSE,
 )
