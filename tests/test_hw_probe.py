@@ -114,6 +114,27 @@ def test_a_named_machine_has_its_devices_and_nodes():
     assert 78 < found.devices[0].memory_gib < 80
 
 
+@pytest.mark.parametrize(
+    ("spec", "islands"),
+    [
+        ("h100-80gb:4", ((0, 1, 2, 3),)),
+        ("h100-80gb:16", (tuple(range(8)), tuple(range(8, 16)))),
+        ("l4:2", ((0,), (1,))),
+        ("mi300x:8x4", (tuple(range(8)),)),
+    ],
+)
+def test_a_named_machine_is_wired_as_its_kind_is_sold(spec: str, islands: tuple[tuple[int, ...], ...]):
+    found = parse_hardware(spec)
+    assert found.islands == islands
+    assert found.devices[1].catalogue
+
+
+@pytest.mark.parametrize("spec", ["./no-such-file", "none.json", "/"])
+def test_a_file_that_is_no_machine_is_said(spec: str):
+    with pytest.raises(ValueError, match=r"cannot be read|no record"):
+        parse_hardware(spec)
+
+
 def test_on_cpu_the_count_is_cores():
     found = parse_hardware("cpu:6")
     assert (found.kind, found.cpu_cores, len(found.devices)) == ("cpu", 6, 1)
