@@ -8,7 +8,7 @@ training    moments of an update          forward   log-probabilities      rollo
 overheads   fragmentation, context, ...   legal     which splits divide
 """
 
-from rlctl_hw.calculator.estimate import estimate
+from rlctl_hw.calculator.estimate import estimate, estimate_stages
 from rlctl_hw.calculator.legal import check
 
-__all__ = ["check", "estimate"]
+__all__ = ["check", "estimate", "estimate_stages"]

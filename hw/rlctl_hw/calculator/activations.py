@@ -143,9 +143,13 @@ def _attention(setup: Setup) -> PerToken:
 
 
 def _mlp(setup: Setup, moe: bool) -> PerToken:
-    """Transformers keeps gate, its activation, up and their product; a fused activation keeps gate, up and product."""
+    """Transformers keeps gate, its activation, up and their product; a fused activation keeps gate, up and product.
+
+    Megatron's experts weigh the activation by the router's probability: where there is no gate, that product is a third.
+    """
     shape = setup.shape
-    parts = (3 if setup.engine == "megatron" else 4) if shape.gated_mlp else 2
+    ungated = 3 if moe and setup.engine == "megatron" else 2
+    parts = (3 if setup.engine == "megatron" else 4) if shape.gated_mlp else ungated
     if setup.lora_rank and setup.lora_targets == "attention":
         # A frozen map does not keep its input.
         parts -= 1

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rlctl_hw.calculator import forward, overheads, rollout, training
+from rlctl_hw.calculator import forward, gathered, overheads, rollout, training
 from rlctl_hw.calculator.legal import check
-from rlctl_hw.calculator.logits import late_copy_bytes
 from rlctl_hw.calculator.path import path
 from rlctl_hw.calculator.sizes import GIB
 from rlctl_hw.calculator.stages import Stage, stages
@@ -20,13 +19,19 @@ MOMENTS = {
     "logprob": forward.moments,
     "rollout": rollout.moments,
 }
-COMES_AND_GOES = ("activations", "logits", "buffers")
+PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "kv_cache", "cuda_graphs")
+COMES_AND_GOES = ("activations", "logits")
 
 
 def estimate(setup: Setup) -> Estimate:
     """Return the memory of the fullest device; IllegalLayout where no framework runs the layout."""
+    return max(estimate_stages(setup), key=lambda found: found.device.gib)
+
+
+def estimate_stages(setup: Setup) -> tuple[Estimate, ...]:
+    """Return the estimates of the first, second and last pipeline stage; of one stage where there is no pipeline."""
     check(setup)
-    return max((_stage_estimate(setup, stage) for stage in stages(setup)), key=lambda found: found.device.gib)
+    return tuple(_stage_estimate(setup, stage) for stage in stages(setup))
 
 
 def _stage_estimate(setup: Setup, stage: Stage) -> Estimate:
@@ -52,18 +57,17 @@ def _allocator(setup: Setup, stage: Stage, moment: Moment, own: States) -> tuple
     FSDP2 reduces gradients on a stream of its own, whose blocks no other stream reuses, so that they add up with a
     peak that comes before them.
     """
-    waste = overheads.FRAGMENTATION * sum(term.num_bytes for term in moment.terms if term.name in COMES_AND_GOES)
-    if setup.task in ("sft", "update"):
-        waste += late_copy_bytes(setup, stage)
-        if setup.engine == "fsdp2":
-            there = sum(term.num_bytes for term in moment.terms if term.name == "gradients")
-            waste += own.gradients.num_bytes - there
-    return (Term("fragmentation", waste, "blocks freed too late, or too small, to serve the peak", "assumed"),)
+    sizes = {name: sum(term.num_bytes for term in moment.terms if term.name == name) for name in PARTS}
+    waste = overheads.FRAGMENTATION * sum(sizes[name] for name in COMES_AND_GOES)
+    if setup.engine == "fsdp2" and setup.task in ("sft", "update"):
+        room = max(0.0, gathered.limit(setup, stage) - sizes["buffers"])
+        waste += min(own.gradients.num_bytes - sizes["gradients"], room)
+    return (Term("fragmentation", waste, "blocks freed too late, too small or on another stream", "assumed"),)
 
 
 def _steady(setup: Setup, moment: Moment, own: States) -> tuple[Term, ...]:
     if setup.task == "rollout":
-        return tuple(term for term in moment.terms if term.name not in COMES_AND_GOES)
+        return tuple(term for term in moment.terms if term.name in ("weights", "kv_cache", "cuda_graphs"))
     kept = (own.weights, own.optimizer, overheads.workspace(setup))
     return (*kept, own.gradients) if setup.engine == "megatron" else kept
 

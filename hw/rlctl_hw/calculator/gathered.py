@@ -70,9 +70,10 @@ def limit(setup: Setup, stage: Stage) -> float:
     if base != setup.compute_dtype or setup.param_offload:
         return math.inf
     alone = replace(setup, mesh=replace(setup.mesh, dp_shard=1, cp=1, ep=1))
-    return _state_bytes(alone, stage) - _state_bytes(setup, stage)
+    return _kept_bytes(alone, stage) - _kept_bytes(setup, stage)
 
 
-def _state_bytes(setup: Setup, stage: Stage) -> float:
+def _kept_bytes(setup: Setup, stage: Stage) -> float:
     own = states(setup, stage)
-    return own.weights.num_bytes + own.gradients.num_bytes + own.optimizer.num_bytes
+    gradients = own.gradients.num_bytes if setup.num_micro_batches > 1 else 0.0
+    return own.weights.num_bytes + own.optimizer.num_bytes + gradients

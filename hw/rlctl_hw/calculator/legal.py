@@ -53,7 +53,7 @@ def _pipeline(setup: Setup) -> Iterator[str]:
     if num_layers % chunks == 0:
         return
     per_stage = -(-num_layers // mesh.pp)
-    if not mesh.uneven_stages or mesh.virtual_stages > 1:
+    if not mesh.uneven_stages:
         yield f"num_layers {num_layers} does not divide by pp * virtual_stages {chunks}"
     elif per_stage * (mesh.pp - 1) >= num_layers:
         yield f"num_layers {num_layers} leaves no layer to the last of {mesh.pp} stages"

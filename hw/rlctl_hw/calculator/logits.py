@@ -10,6 +10,10 @@ from rlctl_hw.setup import Setup
 
 FUSED_TOKENS = 256
 """Rows that a fused linear-cross-entropy kernel has at one time; the order of the published kernels' blocks."""
+LOSS_TENSORS = 12
+"""Three fp32 tensors: log-softmax, the dense gradient that the loss hands it, and its own gradient."""
+FP32_COPY = 4
+"""The logits cast to fp32: torchtitan drops them after the loss; accelerate and prime-rl return them to the caller."""
 
 
 def logits(setup: Setup, stage: Stage, *, backward: bool = True) -> Term:
@@ -37,14 +41,17 @@ def bytes_per_logit(setup: Setup, *, backward: bool) -> tuple[float, str]:
     if setup.engine == "megatron":
         # The softmax is written over its fp32 input, and the gradient over the softmax.
         return width + 4, "as computed, and the softmax in fp32 that becomes the gradient"
-    if setup.mesh.tp > 1 and setup.loss == "plain":
+    if setup.loss == "plain":
+        return _plain(setup, width)
+    return width + LOSS_TENSORS, "as computed, log-softmax in fp32, the gradients of loss and of log-softmax"
+
+
+def _plain(setup: Setup, width: float) -> tuple[float, str]:
+    """torch.nn.functional.cross_entropy on logits cast to fp32."""
+    if setup.compiled_loss:
+        return width + 4, "as computed, and an fp32 gradient: one compiled kernel"
+    if setup.mesh.tp > 1:
         return width + 20, "DTensor's loss in fp32: log-softmax, and exp, product, sum and gradient of its backward"
-    return width + 12, "as computed, log-softmax in fp32, the gradients of loss and of log-softmax"
-
-
-def late_copy_bytes(setup: Setup, stage: Stage) -> float:
-    """Return the gradient of the logits in the compute type: it is made after the peak, from memory that no freed block of
-    its size is there for, so that it counts to what the allocator reserves."""
-    if setup.engine == "megatron" or not stage.last or setup.critic:
-        return 0.0
-    return rows_at_once(setup) * vocabulary(setup) * BYTES[setup.compute_dtype]
+    held = {"dropped": 0.0, "held": FP32_COPY, None: FP32_COPY / 2}[setup.fp32_logits]
+    words = f"the fp32 copy {setup.fp32_logits}" if setup.fp32_logits else "half of an fp32 copy that some callers hold"
+    return width + LOSS_TENSORS + held, f"as computed, log-softmax, the gradients of loss and log-softmax, {words}"

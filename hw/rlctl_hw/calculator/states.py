@@ -99,6 +99,8 @@ def has_master(setup: Setup) -> bool:
 def shards(setup: Setup) -> tuple[int, float]:
     """Return over how many ranks the states of dense and of routed parameters are spread."""
     mesh = setup.mesh
+    if setup.engine == "megatron" and not setup.distributed_optimizer:
+        return 1, 1.0
     ranks = mesh.dp_shard * mesh.cp
     return ranks, max(1.0, ranks * mesh.tp / (mesh.ep * mesh.etp))
 
