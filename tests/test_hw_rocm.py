@@ -109,6 +109,14 @@ def test_an_unknown_part_keeps_what_the_tools_say(tmp_path: Path):
     assert (device.name, device.catalogue, device.architecture) == ("AMD Instinct MI999", None, "gfx1250")
 
 
+def test_a_gpu_inside_a_cpu_does_not_make_a_laptop_a_gpu_machine(tmp_path: Path):
+    files = kfd_files([{"device_id": 0x164E, "gfx_target_version": 100306, "num_xcc": 1}], 15.2)
+    files["/sys/class/drm/renderD128/device/mem_info_vram_total"] = str(512 * 2**20)
+    found = survey(make_host(tmp_path, files))
+    assert found.kind == "cpu"
+    assert "0.5 GiB of its own are too few" in str(found.facts["rocm.visible"].error)
+
+
 def test_gpus_that_differ_are_told(tmp_path: Path):
     found = survey(make_host(tmp_path, kfd_files([{}, {"device_id": 0x74A5}], 191.98)))
     assert found.facts["rocm.mixed"].value == ["AMD Instinct MI300X", "AMD Instinct MI325X"]

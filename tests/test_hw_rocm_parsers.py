@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rlctl_hw.vendors import amd_smi, kfd, rocm_smi, rocminfo
+from rlctl_hw.host import CommandResult, Host
+from rlctl_hw.vendors import amd_smi, kfd, rocm, rocm_smi, rocminfo
 from rlctl_hw.vendors.amd_gpu import Gpu, catalogue_of, name_of, product_of
 from rlctl_hw.vendors.loose_json import parse_document
 
@@ -196,3 +199,10 @@ FRAGMENTS = (
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=8).map("\n".join))
 def test_damaged_output_raises_nowhere(text: str):
     every_parser(text)
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=8).map("\n".join), st.text(max_size=8))
+def test_whatever_the_tools_print_the_probe_answers(text: str, setting: str):
+    env = {"ROCR_VISIBLE_DEVICES": setting, "HIP_VISIBLE_DEVICES": setting, "CUDA_VISIBLE_DEVICES": setting}
+    found = rocm.probe(Host(Path("no such folder"), env, lambda argv: CommandResult(text, 0)))
+    assert "rocm.physical" in found.facts

@@ -28,6 +28,8 @@ class Gpu:
     uuid: str | None = None
     pci: str | None = None
     partition: str | None = None
+    card_gib: float | None = None
+    """Memory on the whole card; a GPU inside a CPU has little of its own and borrows the host's."""
     used_gib: float | None = None
     """Taken on the whole card, by whomever."""
 

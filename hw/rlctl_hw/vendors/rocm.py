@@ -24,6 +24,8 @@ IN_USE_GIB = 0.5
 """A GPU with more than this taken is somebody's: an idle MI300X has 0.3 GiB taken."""
 GPU_CLASSES = ("0x03", "0x12")
 """PCI classes of display controllers and of processing accelerators."""
+MIN_CARD_GIB = 4.0
+"""Less is a GPU inside a CPU or a display's: nothing is trained there, and the host does better without it."""
 WHOLE = (None, "SPX", "GCD")
 """Partitions that are what the catalogue has a row for."""
 
@@ -69,18 +71,19 @@ def _why_none(host: Host, errors: Sequence[str]) -> tuple[str, ...]:
 
 
 def _devices(gpus: Iterable[Gpu]) -> tuple[tuple[Device, ...], tuple[str, ...]]:
-    devices, assumed, unknown = [], [], []
+    devices, assumed, notes = [], [], []
     for gpu in gpus:
         memory_gib = gpu.memory_gib or _assumed_gib(gpu)
         if memory_gib is None:
-            unknown.append(f"GPU {gpu.index} ({name_of(gpu)}) does not tell its memory and is not in the catalogue")
-            continue
-        if gpu.memory_gib is None:
-            assumed.append(str(gpu.index))
-        devices.append(_device(gpu, memory_gib))
+            notes.append(f"GPU {gpu.index} ({name_of(gpu)}) does not tell its memory and is not in the catalogue")
+        elif (own_gib := min(memory_gib, gpu.card_gib or memory_gib)) < MIN_CARD_GIB and gpu.partition is None:
+            notes.append(f"GPU {gpu.index} ({name_of(gpu)}) is left out: {own_gib:.1f} GiB of its own are too few")
+        else:
+            devices.append(_device(gpu, memory_gib))
+            assumed.extend([str(gpu.index)] if gpu.memory_gib is None else [])
     if assumed:
-        unknown.append(f"GPU {', '.join(assumed)}: memory is assumed from devices.toml, the driver does not tell it")
-    return tuple(devices), tuple(unknown)
+        notes.append(f"GPU {', '.join(assumed)}: memory is assumed from devices.toml, the driver does not tell it")
+    return tuple(devices), tuple(notes)
 
 
 def _assumed_gib(gpu: Gpu) -> float | None:

@@ -53,6 +53,7 @@ def _gpu(host: Host, node: kfd.Node, index: int, nodes: Sequence[kfd.Node]) -> G
         gpu,
         memory_gib=_memory_gib(host, node, card),
         partition=_partition(host, gpu, node, card),
+        card_gib=_card_gib(host, card, "mem_info_vram_total"),
         used_gib=_card_gib(host, card, "mem_info_vram_used"),
     )
 
