@@ -14,7 +14,8 @@ import pytest
 
 from rlctl import app, rundir
 from rlctl.commands import _watch
-from rlctl.launchers import local, preflight
+from rlctl.doctor import disk
+from rlctl.launchers import local
 from rlctl.problems import InvalidConfig
 from rlctl_train.config import RunConfig
 from rlctl_train.config.layout import RunFiles
@@ -264,7 +265,7 @@ def test_preflight_stops_with_code_4_and_writes_nothing(
 
 
 def test_a_full_disk_is_found_before_the_start(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
-    monkeypatch.setattr(preflight, "SPARE_BYTES", 2**80)
+    monkeypatch.setattr(disk, "SPARE_BYTES", 2**80)
     code, _, err = cli("launch", "quickstart")
     assert (code, "GiB free" in err) == (4, True)
 

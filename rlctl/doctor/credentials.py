@@ -1,4 +1,4 @@
-"""Tokens a run will ask for. Only whether they are there is looked at: no value leaves this file."""
+"""Tokens a run will ask for. Only whether they are there is looked at; the hub's own goes to the hub alone."""
 
 from __future__ import annotations
 

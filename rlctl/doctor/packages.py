@@ -30,7 +30,8 @@ def needed(case: Case) -> Finding:
     extras = dict(_needed(case.config, on_cpu=case.kind == "cpu"))
     missing = [name for name in extras if case.tools.folder(name) is None]
     wanted = ",".join(dict.fromkeys(extras[name] for name in missing))
-    problems = [fail(f"{', '.join(missing)} is not installed", f"pip install 'rlctl[{wanted}]'")] if missing else []
+    verb = "is" if len(missing) == 1 else "are"
+    problems = [fail(f"{', '.join(missing)} {verb} not installed", f"pip install 'rlctl[{wanted}]'")] if missing else []
     return verdict("packages", problems, ", ".join(extras))
 
 
