@@ -8,7 +8,7 @@ from rlctl_hw.types import DoesNotFit, Hardware, Plan
 
 from rlctl.workload import shape_of, workload_from_config
 from rlctl_train.config import RunConfig
-from rlctl_train.config.errors import DOES_NOT_FIT, UserError
+from rlctl_train.config.errors import DOES_NOT_FIT, PREFLIGHT, UserError
 
 
 def plan_here(config: RunConfig, hardware: Hardware | None = None) -> Plan:
@@ -18,6 +18,16 @@ def plan_here(config: RunConfig, hardware: Hardware | None = None) -> Plan:
     except DoesNotFit as error:
         remedy = "; or ".join(error.remedies) or "use a smaller model or larger hardware"
         raise UserError(error.what, remedy, exit_code=DOES_NOT_FIT) from error
+
+
+def check_can_train(config: RunConfig) -> None:
+    """Refuse to launch what this version only plans for."""
+    if config.engine.type != "fsdp2":
+        raise UserError(
+            f"engine.type={config.engine.type}: this version plans for {config.engine.type} and trains with fsdp2",
+            "set engine.type=fsdp2, or look at the plan alone with `rlctl plan`",
+            exit_code=PREFLIGHT,
+        )
 
 
 def hardware_named(spec: str | None) -> Hardware:

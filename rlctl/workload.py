@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from rlctl_hw.types import ModelShape, Pins, Workload
 
 from rlctl_train.config import RunConfig
 from rlctl_train.config.algo import SftConfig
+from rlctl_train.config.engine import EngineConfig, Fsdp2Config
 from rlctl_train.config.errors import UserError
 from rlctl_train.config.model import PretrainedModel, RandomModel
 from rlctl_train.config.rollout import VllmRollout
 from rlctl_train.config.vocab import VOCAB
+
+LOGITS_CHUNK_TOKENS = 1024
 
 
 def shape_of(config: RunConfig) -> ModelShape:
@@ -46,22 +50,45 @@ def workload_from_config(config: RunConfig, shape: ModelShape) -> Workload:
         placement=config.placement,
         bucket_mib=config.sync.bucket_mib,
         kv_cache_gib=vllm.kv_cache_gib if vllm else 0.0,
-        gradient_checkpointing=engine.gradient_checkpointing,
-        offload_params=engine.offload_params,
-        offload_optimizer=engine.offload_optimizer,
-        reshard_after_forward=engine.reshard_after_forward,
-        logits_chunk_tokens=engine.logits_chunk_tokens,
-        pins=Pins(
-            compute_dtype=engine.compute_dtype,
+        engine=engine.type,
+        lora_rank=config.model.lora.rank if config.model.lora else 0,
+        has_reference="reference" in config.algo.roles(),
+        rollout_needed=config.reward is not None,
+        epochs=config.trainer.epochs_per_step,
+        logits_chunk_tokens=engine.logits_chunk_tokens if isinstance(engine, Fsdp2Config) else LOGITS_CHUNK_TOKENS,
+        pins=replace(
+            _engine_pins(engine),
             rollout_dtype=rollout.dtype,
             trainer_devices=config.trainer.num_devices,
             rollout_devices=rollout.num_devices,
             threads_per_worker=config.trainer.threads_per_worker,
-            max_tokens_per_micro_batch=engine.max_tokens_per_micro_batch,
             max_concurrent=rollout.max_concurrent,
             gpu_memory_share=vllm.gpu_memory_share if vllm else None,
             object_store_gib=config.ray.object_store_gib,
+            rollout_tensor_parallel=vllm.tensor_parallel if vllm else None,
         ),
+    )
+
+
+def _engine_pins(engine: EngineConfig) -> Pins:
+    pins = Pins(
+        compute_dtype=engine.compute_dtype,
+        max_tokens_per_micro_batch=engine.max_tokens_per_micro_batch,
+        offload_params=engine.offload_params,
+        offload_optimizer=engine.offload_optimizer,
+    )
+    if isinstance(engine, Fsdp2Config):
+        recompute = {None: None, True: "full", False: "none"}[engine.gradient_checkpointing]
+        return replace(pins, recompute=recompute, reshard_after_forward=engine.reshard_after_forward)
+    return replace(
+        pins,
+        recompute=engine.recompute,
+        host_optimizer_share=engine.host_optimizer_share,
+        tensor_parallel=engine.tensor_parallel,
+        pipeline_parallel=engine.pipeline_parallel,
+        context_parallel=engine.context_parallel,
+        expert_parallel=engine.expert_parallel,
+        sequence_parallel=engine.sequence_parallel,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rlctl_hw.types import Savings
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -30,7 +31,7 @@ def make_model(folder: Path, **changes: Any) -> str:
 
 
 def make_engine(path: str, **changes: Any) -> Fsdp2Engine:
-    """Make an engine; `changes` are its arguments or fields of `Fsdp2Config`."""
+    """Make an engine; `changes` are its arguments, fields of `Savings`, or fields of `Fsdp2Config`."""
     arguments: dict[str, Any] = {
         "model_path": path,
         "role": "actor",
@@ -43,8 +44,9 @@ def make_engine(path: str, **changes: Any) -> Fsdp2Engine:
         "seed": 0,
         "trust_remote_code": False,
     }
+    saved = {key: changes.pop(key) for key in list(changes) if key in Savings.__dataclass_fields__}
     config = {key: changes.pop(key) for key in list(changes) if key not in arguments}
-    return Fsdp2Engine(**(arguments | changes), config=Fsdp2Config(**config))
+    return Fsdp2Engine(**(arguments | changes), config=Fsdp2Config(**config), savings=Savings(**saved))
 
 
 def make_batch(num_rows: int = 10, *, seed: int = 0) -> Batch:

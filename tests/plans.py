@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rlctl_hw.model_catalogue import known_shape
 from rlctl_hw.model_shape import shape_from_config
 from rlctl_hw.probe import parse_hardware
-from rlctl_hw.types import Hardware, ModelShape, Pins, Workload
+from rlctl_hw.types import Hardware, ModelShape, Pins, Savings, Workload
 
 TINY = shape_from_config(
     {
@@ -67,6 +67,18 @@ pin_sets = st.builds(
     max_concurrent=st.sampled_from([None, 1, 100]),
     gpu_memory_share=st.sampled_from([None, 0.3, 0.9]),
     object_store_gib=st.sampled_from([None, 0.5, 4000.0]),
+    recompute=st.sampled_from([None, "none", "full"]),
+    offload_params=st.sampled_from([None, True, False]),
+    offload_optimizer=st.sampled_from([None, True, False]),
+    reshard_after_forward=st.sampled_from([None, None, False]),
+    rollout_tensor_parallel=st.sampled_from([None, None, 1, 2]),
+)
+savings = st.builds(
+    Savings,
+    recompute=st.sampled_from(["none", "full"]),
+    offload_params=st.booleans(),
+    offload_optimizer=st.booleans(),
+    reshard_after_forward=st.booleans(),
 )
 
 
@@ -82,10 +94,6 @@ def workloads(draw: st.DrawFn, pins: st.SearchStrategy[Pins] = st.just(Pins())) 
         max_response_tokens=draw(st.integers(1, 4096)),
         rollout=draw(st.sampled_from(["hf", "vllm"])),
         placement=draw(st.sampled_from(["colocated", "split"])),
-        gradient_checkpointing=draw(st.booleans()),
-        offload_params=draw(st.booleans()),
-        offload_optimizer=draw(st.booleans()),
-        reshard_after_forward=draw(st.booleans()),
         pins=draw(pins),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
@@ -13,14 +14,24 @@ from rlctl_hw.explain import memory_table, sentences
 from rlctl_hw.memory import peak_gib
 from rlctl_hw.plan import plan
 from rlctl_hw.probe import parse_hardware
-from rlctl_hw.types import DoesNotFit, Hardware, Pins, Plan, Workload
+from rlctl_hw.types import DoesNotFit, Hardware, Pins, Plan, Savings, Workload
 
 from tests.plans import TINY, built_in, hardware, pin_sets, with_memory, workload, workloads
 
 FIELD_OF_PIN = {
     "max_concurrent": "rollout_max_concurrent",
     "gpu_memory_share": "rollout_gpu_memory_share",
+    "tensor_parallel": "tp",
+    "pipeline_parallel": "pp",
+    "context_parallel": "cp",
+    "expert_parallel": "ep",
 }
+
+
+def chosen(made: Plan, pin: str) -> Any:
+    """Return what the plan holds for a pin."""
+    home = next(home for home in (made, made.savings, made.mesh) if FIELD_OF_PIN.get(pin, pin) in vars(home))
+    return getattr(home, FIELD_OF_PIN.get(pin, pin))
 
 
 def refusal(asked: Workload, spec: str) -> DoesNotFit:
@@ -61,7 +72,7 @@ def test_pins_are_kept_or_refused(asked: Workload, machine: Hardware):
     for field in fields(Pins):
         pinned = getattr(asked.pins, field.name)
         if pinned is not None:
-            assert getattr(made, FIELD_OF_PIN.get(field.name, field.name)) == pinned
+            assert chosen(made, field.name) == pinned
 
 
 @settings(max_examples=60)
@@ -159,10 +170,19 @@ def test_a_model_too_large_is_refused_with_numbers_and_ways_out_that_work():
     assert plan(asked, parse_hardware(f"h100:1x{nodes.split()[1]}"))
 
 
-def test_a_saving_switch_is_offered_where_it_suffices():
+def test_what_saves_memory_is_chosen_where_it_must_be_and_offered_where_it_is_pinned_off():
     asked = workload(built_in("7B"), rollout="vllm", max_prompt_tokens=1024, max_response_tokens=15000)
-    assert "set engine.gradient_checkpointing=true" in refusal(asked, "h100:8").remedies
-    assert plan(replace(asked, gradient_checkpointing=True), parse_hardware("h100:8"))
+    made = plan(asked, parse_hardware("h100:8"))
+    assert made.savings.recompute == "full"
+    assert reason(made, "engine.gradient_checkpointing") == "nothing else fits"
+    error = refusal(replace(asked, pins=Pins(recompute="none")), "h100:8")
+    assert error.remedies[0] == "unset engine.gradient_checkpointing"
+
+
+def test_a_small_run_saves_nothing():
+    made = plan(workload(built_in("0.5B"), rollout="vllm"), parse_hardware("h100:8"))
+    assert made.savings == Savings()
+    assert made.rollout_tensor_parallel == 1
 
 
 def test_a_pin_that_does_not_fit_is_refused_and_unsetting_it_is_offered():
@@ -178,7 +198,7 @@ def test_a_micro_batch_below_one_sequence_is_refused():
 
 
 def test_a_share_in_which_vllm_cannot_live_is_refused():
-    asked = workload(built_in("7B"), rollout="vllm", pins=Pins(gpu_memory_share=0.1))
+    asked = workload(built_in("7B"), rollout="vllm", pins=Pins(gpu_memory_share=0.1, rollout_tensor_parallel=1))
     assert "7.9 GiB, but vLLM needs" in refusal(asked, "h100:8").what
 
 
@@ -230,7 +250,7 @@ def test_the_smallest_of_different_devices_is_planned_for():
 
 def test_every_number_that_is_not_pinned_has_its_reason():
     made = plan(workload(built_in("0.5B"), rollout="vllm"), parse_hardware("h100:1"))
-    assert len(made.choices) == len(fields(Pins))
+    assert len({choice.key for choice in made.choices}) == len(made.choices) == 14
     assert all(choice.reason and choice.origin for choice in made.choices)
     pinned = plan(workload(pins=Pins(compute_dtype="float32", max_concurrent=4)), parse_hardware("cpu:2"))
     assert not {"engine.compute_dtype", "rollout.max_concurrent"} & {choice.key for choice in pinned.choices}

@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rlctl_hw.memory import PARTS, PHASES, kv_bytes_per_token, memory, peak_gib, phase_gib, role_params
-from rlctl_hw.types import Layout, Workload
+from rlctl_hw.memory import bands, memory, peak_gib, phase_gib, phases_of
+from rlctl_hw.needs import PARTS, PHASES
+from rlctl_hw.params import kv_bytes_per_token
+from rlctl_hw.training_memory import role_params
+from rlctl_hw.types import Layout, Mesh, Savings, Workload
 
 from tests.plans import TINY, built_in, workload, workloads
 
@@ -23,13 +26,11 @@ ON_GPU = Layout(
     max_tokens_per_micro_batch=8192,
     max_concurrent=16,
     gpu_memory_share=0.5,
+    mesh=Mesh(dp_shard=4),
 )
-ON_CPU = replace(
-    ON_GPU, device="cpu", trainer_devices=1, rollout_devices=1, compute_dtype="float32", rollout_dtype="float32"
-)
-layouts = st.sampled_from(
-    [ON_GPU, ON_CPU, replace(ON_GPU, trainer_devices=1), replace(ON_GPU, compute_dtype="float32")]
-)
+ON_ONE = replace(ON_GPU, trainer_devices=1, mesh=Mesh())
+ON_CPU = replace(ON_ONE, device="cpu", rollout_devices=1, compute_dtype="float32", rollout_dtype="float32")
+layouts = st.sampled_from([ON_GPU, ON_CPU, ON_ONE, replace(ON_GPU, compute_dtype="float32")])
 
 
 def part(workload: Workload, layout: Layout, phase: str, name: str) -> float:
@@ -45,8 +46,10 @@ def test_parts_add_up_to_the_phase(asked: Workload, layout: Layout):
     parts = memory(asked, layout)
     for phase in PHASES:
         total = sum(p.gib for p in parts if p.phase == phase)
-        left_out = phase == "critic_update" and "critic" not in asked.roles
+        left_out = phase not in phases_of(asked, layout)
         assert total == pytest.approx(0 if left_out else phase_gib(phase, asked, layout))
+    for band in bands(asked, layout):
+        assert band.low_gib <= band.gib <= band.high_gib
     assert all(p.gib > 0 and p.part in PARTS for p in parts)
 
 
@@ -68,9 +71,9 @@ def test_more_at_one_time_never_takes_less(asked: Workload, layout: Layout, toke
 
 @given(workloads(), layouts)
 def test_savers_never_cost_memory(asked: Workload, layout: Layout):
-    plain = replace(asked, gradient_checkpointing=False, offload_params=False, offload_optimizer=False)
-    saving = replace(asked, gradient_checkpointing=True, offload_params=True, offload_optimizer=True)
-    assert phase_gib("actor_update", saving, layout) <= phase_gib("actor_update", plain, layout) + 1e-9
+    saving = replace(layout, savings=Savings("full", offload_params=True, offload_optimizer=True))
+    for before, after in zip(all_phases(asked, layout), all_phases(asked, saving), strict=True):
+        assert after <= before + 1e-9
 
 
 def test_states_are_sixteen_bytes_a_parameter_over_the_ranks():
@@ -95,14 +98,17 @@ def test_a_critic_has_a_value_head_in_place_of_the_output_projection():
 
 
 def test_offloaded_states_leave_accelerators_and_stay_on_cpu():
-    asked = workload(offload_params=True, offload_optimizer=True, placement="split")
-    assert part(asked, ON_GPU, "actor_update", "optimizer") == 0
-    assert part(asked, ON_GPU, "optimizer_step", "optimizer") > 0
-    assert part(asked, ON_CPU, "generation", "optimizer") == pytest.approx(8 * TINY.num_params / GIB)
+    asked, away = workload(placement="split"), Savings(offload_params=True, offload_optimizer=True)
+    on_gpu = replace(ON_GPU, savings=away)
+    assert part(asked, on_gpu, "actor_update", "optimizer") == 0
+    assert part(asked, on_gpu, "optimizer_step", "optimizer") > 0
+    assert part(asked, replace(ON_CPU, savings=away), "generation", "optimizer") == pytest.approx(
+        8 * TINY.num_params / GIB
+    )
 
 
 def test_the_kv_cache_is_counted_by_hand():
-    assert kv_bytes_per_token(built_in("7B"), "bfloat16") == 2 * 28 * 4 * 128 * 2
+    assert kv_bytes_per_token(built_in("7B"), 2) == 2 * 28 * 4 * 128 * 2
     asked = workload(built_in("7B"))
     by_hand = 16 * (128 + 256) * 57344 / GIB
     assert part(asked, ON_GPU, "generation", "kv_cache") == pytest.approx(by_hand)
@@ -127,9 +133,12 @@ def test_shared_prompts_cost_attention_places():
 
 def test_one_rank_in_float32_gathers_nothing():
     asked = workload(built_in("0.5B"))
-    one = replace(ON_GPU, trainer_devices=1, compute_dtype="float32", rollout_devices=1)
+    one = replace(ON_ONE, compute_dtype="float32", rollout_devices=1)
     assert part(asked, one, "logprobs", "buffers") == 0
-    assert part(asked, replace(one, trainer_devices=2, rollout_devices=2), "logprobs", "buffers") > 0.4
+    assert (
+        part(asked, replace(one, trainer_devices=2, rollout_devices=2, mesh=Mesh(dp_shard=2)), "logprobs", "buffers")
+        > 0.4
+    )
 
 
 def test_split_devices_hold_one_side_only():
@@ -140,7 +149,7 @@ def test_split_devices_hold_one_side_only():
 
 def test_on_cpu_every_process_counts():
     one, two = workload(), workload()
-    more = replace(ON_CPU, trainer_devices=2, rollout_devices=2)
+    more = replace(ON_CPU, trainer_devices=2, rollout_devices=2, mesh=Mesh(dp_shard=2))
     assert part(two, more, "generation", "overhead") == pytest.approx(
         2 * part(one, ON_CPU, "generation", "overhead") - 1
     )

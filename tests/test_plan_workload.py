@@ -67,7 +67,7 @@ def test_what_is_unset_is_not_pinned():
 
 def test_what_is_set_becomes_a_pin():
     config = run(
-        engine={"compute_dtype": "bfloat16", "max_tokens_per_micro_batch": 3000},
+        engine={"type": "fsdp2", "compute_dtype": "bfloat16", "max_tokens_per_micro_batch": 3000},
         rollout={"type": "vllm", "gpu_memory_share": 0.4, "num_devices": 2, "dtype": "float32", "max_concurrent": 7},
         trainer={"num_devices": 2, "threads_per_worker": 1},
         ray={"object_store_gib": 1.5},

@@ -9,17 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import ceil, floor
 
-from rlctl_hw.memory import (
-    DTYPE_BYTES,
-    GIB,
-    Phase,
-    bucket_bytes,
-    kv_bytes_per_token,
-    phase_gib,
-    rollout_needs,
-    trainer_needs,
-    vllm_least_gib,
-)
+from rlctl_hw.memory import phase_gib
+from rlctl_hw.needs import DTYPE_BYTES, GIB, Phase, total
+from rlctl_hw.rollout_memory import rollout_needs, sequence_cache_bytes, vllm_least_gib
+from rlctl_hw.training_memory import bucket_bytes, trainer_needs
 from rlctl_hw.types import Choice, DoesNotFit, Layout, Workload
 
 TARGET_SHARE, LIMIT_SHARE = 0.85, 0.95
@@ -34,7 +27,7 @@ STORE_STEP_GIB = 0.25
 BUCKETS_IN_FLIGHT = 6
 """The sender runs at most four buckets ahead; one is being packed and one unpacked."""
 
-TRAINING_PHASES: tuple[Phase, ...] = ("logprobs", "actor_update", "critic_update")
+TRAINING_PHASES: tuple[Phase, ...] = ("logprobs", "actor_update", "values", "critic_update")
 
 
 def micro_batch(workload: Workload, layout: Layout) -> Choice:
@@ -65,7 +58,7 @@ def micro_batch(workload: Workload, layout: Layout) -> Choice:
 def max_concurrent(workload: Workload, layout: Layout) -> Choice:
     """Choose how many sequences one rollout engine decodes at one time; `layout` holds the least, one."""
     key = "rollout.max_concurrent"
-    own = ceil(workload.step_sequences / layout.rollout_devices)
+    own = ceil(workload.step_sequences * layout.rollout_tensor_parallel / layout.rollout_devices)
     if workload.rollout == "vllm":
         count = min(own, VLLM_SEQUENCES)
         why = f"this engine's {own} sequences of a step" if own <= VLLM_SEQUENCES else "vLLM fills its cache up to that"
@@ -95,7 +88,7 @@ def gpu_memory_share(workload: Workload, layout: Layout) -> Choice | None:
     if workload.rollout != "vllm":
         return None
     if layout.device == "cpu":
-        taken = sum(need.bytes for need in rollout_needs("generation", workload, layout)) / GIB
+        taken = total(rollout_needs("generation", workload, layout)) / GIB
         share = min(1.0, ceil(100 * taken / layout.memory_gib) / 100)
         return Choice(
             key, share, "weights, process and rollout.kv_cache_gib; on CPU that key sets the cache", "formula"
@@ -134,7 +127,7 @@ def check_pinned_share(workload: Workload, layout: Layout) -> None:
 
 def check_cpu_cache(workload: Workload, layout: Layout) -> None:
     """Refuse a KV cache of vLLM on CPU that cannot hold one longest sequence."""
-    least = workload.longest_tokens * kv_bytes_per_token(workload.shape, layout.rollout_dtype) / GIB
+    least = sequence_cache_bytes(workload.longest_tokens, workload, layout) / GIB
     if workload.rollout == "vllm" and layout.device == "cpu" and workload.kv_cache_gib < least:
         raise DoesNotFit(
             f"rollout.kv_cache_gib={workload.kv_cache_gib:g} cannot hold one sequence of {workload.longest_tokens} "
@@ -163,7 +156,7 @@ def _kept_cache_gib(workload: Workload, layout: Layout) -> float:
 
 
 def _cache_gib(rows: int, workload: Workload, layout: Layout) -> float:
-    return rows * workload.longest_tokens * kv_bytes_per_token(workload.shape, layout.rollout_dtype) / GIB
+    return rows * sequence_cache_bytes(workload.longest_tokens, workload, layout) / GIB
 
 
 def _target(layout: Layout) -> float:
@@ -172,8 +165,10 @@ def _target(layout: Layout) -> float:
 
 def _beside_vllm_gib(workload: Workload, layout: Layout) -> float:
     """Return the most that is on vLLM's devices beside it while it is awake: in generation and in weight sync."""
-    asleep = sum(need.bytes for need in trainer_needs("generation", workload, layout))
-    sending = sum(need.bytes for need in trainer_needs("weight_sync", workload, layout))
+    asleep, sending = (
+        sum(need.bytes + need.off for need in trainer_needs(phase, workload, layout))
+        for phase in ("generation", "weight_sync")
+    )
     received = 2 * bucket_bytes(workload, DTYPE_BYTES[layout.rollout_dtype])
     if workload.placement == "split":
         return received / GIB

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlctl_hw.memory import PARTS, PHASES, peak_gib
+from rlctl_hw.memory import peak_gib
+from rlctl_hw.needs import PARTS, PHASES
 from rlctl_hw.types import Choice, Plan
 
 PHASE_WORDS = {

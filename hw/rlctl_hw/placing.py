@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlctl_hw.devices import by_printed_name
+from rlctl_hw.layouts import Candidate
 from rlctl_hw.types import Choice, Device, DoesNotFit, Dtype, Hardware, Workload
 
 BF16_CAPABILITY = (8, 0)
@@ -59,9 +60,11 @@ def device_counts(workload: Workload, hardware: Hardware) -> Counts:
     return _split(workload, hardware, present, unit)
 
 
-def compute_dtype(hardware: Hardware) -> Choice:
-    """Choose bfloat16 where every device has units for it, else float32."""
+def compute_dtype(workload: Workload, hardware: Hardware) -> Choice:
+    """Choose bfloat16 where every device has units for it, else float32; Megatron takes bfloat16."""
     key = "engine.compute_dtype"
+    if workload.engine == "megatron":
+        return Choice(key, "bfloat16", "Megatron keeps weights in bfloat16 beside float32 masters", "formula")
     if hardware.kind == "cpu":
         return Choice(key, "float32", "CPU: exact, and bfloat16 units are not to be relied on", "assumed")
     without = next((device for device in hardware.devices if not has_bf16(device)), None)
@@ -88,20 +91,20 @@ def check_rollout_dtype(workload: Workload, hardware: Hardware, dtype: Dtype) ->
         raise DoesNotFit(f"vLLM has no bfloat16 on {without.name}", ("set rollout.dtype=float32",))
 
 
-def threads_per_worker(workload: Workload, hardware: Hardware, counts: Counts) -> Choice:
+def threads_per_worker(workload: Workload, hardware: Hardware, counts: Candidate) -> Choice:
     """Divide a node's cores over the workers that are busy at one time."""
     cores = hardware.cpu_cores
     if hardware.kind != "cpu":
-        busy = min(counts.trainer, len(hardware.devices))
+        busy = min(counts.trainer_devices, len(hardware.devices))
         useful, why = MAX_THREADS // 4, f"{cores} host cores, busy devices: {busy}"
     elif workload.placement == "colocated":
-        busy = max(counts.trainer, counts.rollout)
+        busy = max(counts.trainer_devices, counts.rollout_devices)
         useful, why = (
             _useful_threads(workload),
             f"trainer and rollout take turns on {cores} cores, {busy} busy at one time",
         )
     else:
-        busy = counts.trainer + counts.rollout
+        busy = counts.trainer_devices + counts.rollout_devices
         useful, why = _useful_threads(workload), f"{busy} workers of both sides share {cores} cores"
     threads = max(1, min(cores // busy, useful))
     if cores // busy > useful:

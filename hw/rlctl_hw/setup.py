@@ -2,42 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from rlctl_hw.types import DeviceKind, ModelShape, Origin
+from rlctl_hw.types import DeviceKind, EngineName, Mesh, ModelShape, Origin, Recompute
 
-EngineName = Literal["fsdp2", "megatron"]
 Task = Literal["sft", "update", "logprob", "rollout"]
-Recompute = Literal["none", "selective", "full"]
 LossPath = Literal["plain", "chunked", "fused"]
 Attention = Literal["flash", "eager"]
 Optimizer = Literal["adamw", "adamw8bit", "sgd"]
 WeightDtype = Literal["float32", "bfloat16", "float16", "float8", "nf4"]
-
-
-@dataclass(frozen=True)
-class Mesh:
-    """Degrees of parallelism; world size = dp_replicate * dp_shard * tp * pp * cp."""
-
-    dp_replicate: int = 1
-    dp_shard: int = 1
-    """Ranks that share one copy of the states (Megatron: the distributed optimizer's ranks, dp_replicate being 1)."""
-    tp: int = 1
-    pp: int = 1
-    cp: int = 1
-    ep: int = 1
-    """Expert parallelism, inside dp_shard * cp (times tp / etp)."""
-    etp: int = 1
-    """Tensor parallelism inside an expert."""
-    sequence_parallel: bool = False
-    virtual_stages: int = 1
-    """Model chunks per pipeline stage (interleaved schedule)."""
-
-    @property
-    def world_size(self) -> int:
-        """Return the number of devices."""
-        return self.dp_replicate * self.dp_shard * self.tp * self.pp * self.cp
 
 
 @dataclass(frozen=True)
@@ -47,7 +21,7 @@ class Setup:
     shape: ModelShape
     engine: EngineName
     task: Task
-    mesh: Mesh = Mesh()
+    mesh: Mesh = field(default_factory=Mesh)
     seq_len: int = 4096
     micro_batch: int = 1
     """Sequences of `seq_len` tokens in one micro-batch; for rollout, sequences decoded at one time."""
@@ -55,6 +29,10 @@ class Setup:
     """Micro-batches of one optimizer step and data-parallel rank (a pipeline holds several at one time)."""
     recompute: Recompute = "none"
     loss: LossPath = "plain"
+    fp32_logits: Literal["dropped", "held"] | None = None
+    """Of a plain loss: whether the caller holds the fp32 copy of the logits through the backward pass. None: not known."""
+    compiled_loss: bool = False
+    """A plain loss under torch.compile."""
     logits_chunk_tokens: int = 1024
     """Tokens per chunk of a chunked loss."""
     attention: Attention = "flash"
@@ -64,14 +42,23 @@ class Setup:
     grad_dtype: WeightDtype = "float32"
     optim_dtype: WeightDtype = "float32"
     optimizer: Optimizer = "adamw"
+    distributed_optimizer: bool = True
+    """Megatron: data- and context-parallel ranks share the optimizer's states."""
+    grouped_experts: bool = True
+    """Megatron: experts run as one grouped product, with a workspace for each of its streams."""
     param_offload: bool = False
     optim_offload: bool = False
     optim_offload_share: float = 1.0
+    activation_offload: bool = False
+    """Layer inputs kept for recomputation wait in host memory."""
     lora_rank: int = 0
     """0 trains every parameter."""
+    lora_targets: Literal["linear", "attention"] = "linear"
+    """Every projection of a layer, or query and value only."""
     base_dtype: WeightDtype | None = None
     """Of the frozen weights under LoRA; None is `param_dtype`."""
     reshard_after_forward: bool = True
+    """False keeps what FSDP2 gathered, and gradients whole until the last micro-batch (usual beside a pipeline)."""
     critic: bool = False
     """A value head in place of the output projection."""
     dropout: bool = False

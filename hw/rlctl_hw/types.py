@@ -8,6 +8,9 @@ from typing import Any, Literal
 Origin = Literal["measured", "formula", "interpolated", "assumed"]
 DeviceKind = Literal["cuda", "rocm", "ascend", "cpu"]
 Dtype = Literal["float32", "bfloat16"]
+EngineName = Literal["fsdp2", "megatron"]
+Recompute = Literal["none", "selective", "full"]
+Placement = Literal["colocated", "split"]
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,59 @@ class Pins:
     """Sequences one rollout engine decodes at one time."""
     gpu_memory_share: float | None = None
     object_store_gib: float | None = None
+    recompute: Recompute | None = None
+    offload_params: bool | None = None
+    offload_optimizer: bool | None = None
+    reshard_after_forward: bool | None = None
+    host_optimizer_share: float | None = None
+    rollout_tensor_parallel: int | None = None
+    tensor_parallel: int | None = None
+    pipeline_parallel: int | None = None
+    context_parallel: int | None = None
+    expert_parallel: int | None = None
+    sequence_parallel: bool | None = None
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Degrees of parallelism; world size = dp_replicate * dp_shard * tp * pp * cp."""
+
+    dp_replicate: int = 1
+    dp_shard: int = 1
+    """Ranks that share one copy of the states (Megatron: the distributed optimizer's ranks, dp_replicate being 1)."""
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    ep: int = 1
+    """Expert parallelism, inside dp_shard * cp (times tp / etp)."""
+    etp: int = 1
+    """Tensor parallelism inside an expert."""
+    sequence_parallel: bool = False
+    virtual_stages: int = 1
+    """Model chunks per pipeline stage (interleaved schedule)."""
+    uneven_stages: bool = False
+    """Let the last pipeline stage have fewer layers where the layers do not divide."""
+
+    @property
+    def world_size(self) -> int:
+        """Return the number of devices."""
+        return self.dp_replicate * self.dp_shard * self.tp * self.pp * self.cp
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What a training engine does to need less device memory, at the price of time."""
+
+    recompute: Recompute = "none"
+    """Activations computed anew in the backward pass."""
+    offload_params: bool = False
+    """Parameters lie in host memory while the engine is not in use."""
+    offload_optimizer: bool = False
+    """Optimizer state lies in host memory: FSDP2 between optimizer steps, Megatron while the engine is not in use."""
+    reshard_after_forward: bool = True
+    """FSDP2: gathered parameters are freed after each layer's forward pass."""
+    host_optimizer_share: float = 0.0
+    """Megatron: share of the moments that stay in host memory, where their step is taken."""
 
 
 @dataclass(frozen=True)
@@ -176,15 +232,23 @@ class Workload:
     max_prompt_tokens: int
     max_response_tokens: int
     rollout: Literal["hf", "vllm"] = "hf"
-    placement: Literal["colocated", "split"] = "colocated"
+    placement: Placement = "colocated"
+    engine: EngineName = "fsdp2"
     bucket_mib: float = 256.0
     kv_cache_gib: float = 1.0
     """KV cache of vLLM on CPU."""
-    gradient_checkpointing: bool = False
-    offload_params: bool = False
-    offload_optimizer: bool = False
-    reshard_after_forward: bool = True
     logits_chunk_tokens: int = 1024
+    lora_rank: int = 0
+    """0 trains every parameter."""
+    has_reference: bool | None = None
+    """Log-probabilities of a reference are asked for, also where the actor without its adapters gives them; None
+    follows `roles`."""
+    epochs: int = 1
+    """Passes of the update over a step's batch."""
+    rollout_needed: bool = True
+    """False for supervised training, which samples nothing."""
+    mean_response_tokens: int | None = None
+    """Expected length of a response; unset assumes a share of the longest."""
     pins: Pins = Pins()
 
     @property
@@ -202,6 +266,16 @@ class Workload:
         """Return the number of sequences of one optimizer step."""
         return max(1, self.step_sequences // self.mini_batches)
 
+    @property
+    def reference_needed(self) -> bool:
+        """Return whether a reference's log-probabilities are asked for."""
+        return "reference" in self.roles if self.has_reference is None else self.has_reference
+
+    @property
+    def old_logprobs_needed(self) -> bool:
+        """Return whether the policy's own log-probabilities are computed before the update."""
+        return self.rollout_needed and self.mini_batches * self.epochs > 1
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -217,6 +291,13 @@ class Layout:
     max_tokens_per_micro_batch: int
     max_concurrent: int
     gpu_memory_share: float
+    mesh: Mesh
+    """Of the trainer ranks."""
+    savings: Savings = Savings()
+    rollout_tensor_parallel: int = 1
+    """Devices of one rollout engine."""
+    catalogue: str | None = None
+    """Key of the device in `devices.toml`."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +308,44 @@ class MemoryPart:
     part: str
     gib: float
     origin: Origin
+
+
+@dataclass(frozen=True)
+class PhaseBand:
+    """What a phase takes on the fullest device with the range it is expected in, in GiB."""
+
+    phase: str
+    gib: float
+    low_gib: float
+    high_gib: float
+
+
+@dataclass(frozen=True)
+class PhaseTime:
+    """How long a phase of one step takes, in seconds: by roofline, and the range in which it is expected."""
+
+    phase: str
+    seconds: float
+    low_s: float
+    high_s: float
+    why: str
+    origin: Origin = "assumed"
+    per_step: bool = True
+    """False for what happens at other times (checkpoints)."""
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """Constants measured on this machine, in place of the catalogue's; None leaves one as it is."""
+
+    matmul_share: float | None = None
+    """Share of the peak that large matrix products reach."""
+    bandwidth_share: float | None = None
+    """Share of the memory bandwidth that reads reach."""
+    context_gib: float | None = None
+    """Device memory of one process before it holds anything."""
+    time_factor: float | None = None
+    """Measured over predicted step time."""
 
 
 @dataclass(frozen=True)
@@ -256,9 +375,22 @@ class Plan:
     rollout_max_concurrent: int
     rollout_gpu_memory_share: float
     object_store_gib: float
+    placement: Placement = "colocated"
+    engine: EngineName = "fsdp2"
+    mesh: Mesh = Mesh()
+    """Of the trainer ranks."""
+    savings: Savings = Savings()
+    rollout_tensor_parallel: int = 1
+    """Devices of one rollout engine."""
     device_memory_gib: float = 0.0
     """Memory of the smallest device; on CPU the host's, which all workers share."""
     memory: tuple[MemoryPart, ...] = ()
+    bands: tuple[PhaseBand, ...] = ()
+    """Each phase's total with its range."""
+    host_memory: tuple[MemoryPart, ...] = ()
+    """What the run takes of one node's memory; on CPU that is `memory`."""
+    times: tuple[PhaseTime, ...] = ()
+    """Empty where the device's speed is not known."""
     choices: tuple[Choice, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -271,8 +403,13 @@ class Plan:
         """Read a plan back from `to_json`."""
         fields = dict(data)
         fields["memory"] = tuple(MemoryPart(**part) for part in data["memory"])
+        fields["bands"] = tuple(PhaseBand(**band) for band in data["bands"])
+        fields["host_memory"] = tuple(MemoryPart(**part) for part in data["host_memory"])
+        fields["times"] = tuple(PhaseTime(**time) for time in data["times"])
         fields["choices"] = tuple(Choice(**choice) for choice in data["choices"])
         fields["notes"] = tuple(data["notes"])
+        fields["mesh"] = Mesh(**data["mesh"])
+        fields["savings"] = Savings(**data["savings"])
         return Plan(**fields)
 
 

@@ -42,6 +42,7 @@ def launch(
     request = _request.read(words, files, options=options, name_needed=not files, device=device)
     config, root = request.resolved.config, request.settings.runs_root()
     launcher = launchers.load(launchers.chosen({"local": local}))
+    planning.check_can_train(config)
     plan = planning.plan_here(config, hardware)
     run_name = name or rundir.auto_name(_base(request.name, files))
     rundir.check_name(root, run_name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from rlctl_hw.needs import Phase
 from rlctl_hw.types import Plan
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
@@ -24,6 +26,7 @@ from rlctl_train.config import RunConfig
 from rlctl_train.config.algo import PpoConfig, SftConfig
 from rlctl_train.config.optim import OptimConfig
 from rlctl_train.device import COLLECTIVES
+from rlctl_train.memory_watch import MemoryWatch, Usage
 from rlctl_train.registry import ALGOS, ENGINES, ROLLOUTS, load
 from rlctl_train.rollout.base import Peers, Sampling
 
@@ -60,6 +63,7 @@ class EngineWorker:
         torch.set_num_threads(spec.plan.threads_per_worker)
         self._spec, self._role, self._rank, self._world = spec, role, rank, world
         self._store: TCPStore | None = None
+        self._memory = MemoryWatch(spec.device)
 
     def open_store(self) -> tuple[str, int]:
         """Open the rendezvous store (rank 0) on a free port and return its address."""
@@ -80,6 +84,7 @@ class EngineWorker:
             role=self._role,
             config=config.engine,
             lora=config.model.lora,
+            savings=spec.plan.savings,
             optim=self._optim(),
             num_updates=spec.num_updates,
             compute_dtype=spec.plan.compute_dtype,
@@ -96,27 +101,20 @@ class EngineWorker:
 
     def logprobs(self, rows: list[int], layout: Layout, *parts: Batch) -> Batch:
         """Return column `old_logp` for `rows`."""
-        batch = _assemble(rows, layout, parts)
-        self._engine.onload()
-        logp, _ = self._engine.logprobs(batch, self._temperature)
-        self._engine.offload()
+        with self._at_work("logprobs"):
+            logp, _ = self._engine.logprobs(_assemble(rows, layout, parts), self._temperature)
         return Batch({"old_logp": logp})
 
     def reference_logprobs(self, rows: list[int], layout: Layout, *parts: Batch) -> Batch:
         """Return column `ref_logp` for `rows`; an actor with adapters answers without them."""
-        batch = _assemble(rows, layout, parts)
-        self._engine.onload()
-        with self._engine.adapters_off():
-            logp, _ = self._engine.logprobs(batch, self._temperature)
-        self._engine.offload()
+        with self._at_work("logprobs"), self._engine.adapters_off():
+            logp, _ = self._engine.logprobs(_assemble(rows, layout, parts), self._temperature)
         return Batch({"ref_logp": logp})
 
     def values(self, rows: list[int], layout: Layout, *parts: Batch) -> Batch:
         """Return column `values` for `rows`."""
-        batch = _assemble(rows, layout, parts)
-        self._engine.onload()
-        values = self._engine.values(batch)
-        self._engine.offload()
+        with self._at_work("values"):
+            values = self._engine.values(_assemble(rows, layout, parts))
         return Batch({"values": values})
 
     def update(
@@ -125,20 +123,19 @@ class EngineWorker:
         """Take one optimizer step per mini-batch (this rank's rows of each); return each step's metrics."""
         objective = self._objective(kind)
         temperature = 1.0 if kind == "supervised" else self._temperature
-        self._engine.onload()
         metrics = []
-        for rows in mini_batches:
-            step = self._engine.forward_backward(_assemble(rows, layout, parts), objective, temperature)
-            metrics.append(step | self._engine.optim_step())
-        self._engine.offload()
+        with self._at_work("critic_update" if kind == "value" else "actor_update"):
+            for rows in mini_batches:
+                step = self._engine.forward_backward(_assemble(rows, layout, parts), objective, temperature)
+                with self._memory.phase("optimizer_step"):
+                    metrics.append(step | self._engine.optim_step())
         return metrics
 
     def loss_sum(self, rows: list[int], layout: Layout, *parts: Batch) -> tuple[float, float]:
         """Return the summed negative log-likelihood of completion tokens and their number, for `rows`."""
         batch = _assemble(rows, layout, parts)
-        self._engine.onload()
-        logp, _ = self._engine.logprobs(batch, 1.0)
-        self._engine.offload()
+        with self._at_work("logprobs"):
+            logp, _ = self._engine.logprobs(batch, 1.0)
         mask = batch["response_mask"]
         return float(-(logp * mask).sum()), float(mask.sum())
 
@@ -148,12 +145,11 @@ class EngineWorker:
 
         dtype = getattr(torch, self._spec.plan.rollout_dtype)
         checksum = Checksum(dtype)
-        self._engine.onload()
-        for bucket in buckets(self._engine.weights(), int(self._spec.config.sync.bucket_mib * 2**20)):
-            if self._rank == 0:
-                checksum.add(bucket)
-                yield pack(bucket, dtype)
-        self._engine.offload()
+        with self._at_work("weight_sync"):
+            for bucket in buckets(self._engine.weights(), int(self._spec.config.sync.bucket_mib * 2**20)):
+                if self._rank == 0:
+                    checksum.add(bucket)
+                    yield pack(bucket, dtype)
         if self._rank == 0:
             yield checksum.hexdigest()
 
@@ -164,7 +160,8 @@ class EngineWorker:
 
     def save(self, folder: Path) -> None:
         """Write this rank's share of a sharded checkpoint."""
-        self._engine.save(folder / self._role)
+        with self._memory.phase("checkpoint"):
+            self._engine.save(folder / self._role)
 
     def load(self, folder: Path) -> None:
         """Read a sharded checkpoint."""
@@ -172,9 +169,20 @@ class EngineWorker:
 
     def export(self, folder: Path) -> None:
         """Write a Hugging Face folder (all ranks take part)."""
-        self._engine.onload()
-        self._engine.export(folder, self._spec.tokenizer_path)
-        self._engine.offload()
+        with self._at_work("checkpoint"):
+            self._engine.export(folder, self._spec.tokenizer_path)
+
+    def memory(self) -> Usage:
+        """Return the peaks of this process since the last call."""
+        return self._memory.take()
+
+    @contextmanager
+    def _at_work(self, phase: Phase) -> Iterator[None]:
+        """Have the engine on its device, and measure its memory as the phase's."""
+        with self._memory.phase(phase):
+            self._engine.onload()
+            yield
+            self._engine.offload()
 
     @property
     def _temperature(self) -> float:
@@ -207,6 +215,7 @@ class RolloutWorker:
         torch.set_num_threads(spec.plan.threads_per_worker)
         self._spec, self._rank, self._world = spec, rank, world
         self._store: TCPStore | None = None
+        self._memory = MemoryWatch(spec.device)
 
     def open_store(self) -> tuple[str, int]:
         """Open the store in which the engine's ranks meet (rank 0) and return its address."""
@@ -237,7 +246,8 @@ class RolloutWorker:
         self, prompts: list[list[int]], groups: list[int], rows: list[int], sampling: Sampling
     ) -> tuple[Batch, np.ndarray]:
         """Sample one response per prompt; return the batch and [S, 2] prompt and response lengths."""
-        samples = self._engine.generate(prompts, sampling, rows)
+        with self._memory.phase("generation"):
+            samples = self._engine.generate(prompts, sampling, rows)
         response_len = torch.tensor([len(s.token_ids) for s in samples])
         response_ids = pad_rows([s.token_ids for s in samples], dtype=torch.long)
         batch = Batch(
@@ -257,21 +267,29 @@ class RolloutWorker:
 
     def follow(self, prompts: list[list[int]], rows: list[int], sampling: Sampling) -> None:
         """Take part in `generate` of rank 0, which has the same samples, without returning anything."""
-        self._engine.generate(prompts, sampling, rows)
+        with self._memory.phase("generation"):
+            self._engine.generate(prompts, sampling, rows)
 
     def start_update(self) -> None:
         """Prepare to receive weights."""
-        self._engine.start_update()
+        with self._memory.phase("weight_sync"):
+            self._engine.start_update()
 
     def update_weights(self, bucket: list[tuple[str, Any]]) -> None:
         """Take one bucket."""
         from rlctl_train.sync.buckets import unpack
 
-        self._engine.update_weights(unpack(bucket))
+        with self._memory.phase("weight_sync"):
+            self._engine.update_weights(unpack(bucket))
 
     def finish_update(self, version: int) -> str:
         """Make the new weights current; return the receiver's checksum."""
-        return self._engine.finish_update(version)
+        with self._memory.phase("weight_sync"):
+            return self._engine.finish_update(version)
+
+    def memory(self) -> Usage:
+        """Return the peaks of this process since the last call."""
+        return self._memory.take()
 
     def sleep(self) -> None:
         """Free device memory."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from rlctl_train.config.base import Config
 
@@ -15,14 +15,15 @@ class Fsdp2Config(Config):
     type: Literal["fsdp2"] = "fsdp2"
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     """Precision of forward and backward; unset takes bfloat16 on accelerators and float32 on CPU."""
-    gradient_checkpointing: bool = False
-    """Recompute each layer's activations in the backward pass to save memory."""
-    offload_params: bool = False
-    """Keep parameters and gradients in host memory while the engine is not in use."""
-    offload_optimizer: bool = False
-    """Keep optimizer state in host memory between optimizer steps."""
-    reshard_after_forward: bool = True
-    """Free gathered parameters after each layer's forward pass (less memory, more communication)."""
+    gradient_checkpointing: bool | None = None
+    """Recompute each layer's activations in the backward pass to save memory; unset lets the planner choose."""
+    offload_params: bool | None = None
+    """Keep parameters in host memory while the engine is not in use; unset lets the planner choose."""
+    offload_optimizer: bool | None = None
+    """Keep optimizer state in host memory between optimizer steps; unset lets the planner choose."""
+    reshard_after_forward: bool | None = None
+    """Free gathered parameters after each layer's forward pass (less memory, more communication); unset lets the
+    planner choose."""
     packing: bool = True
     """Concatenate sequences without padding; false pads each micro-batch to its longest sequence."""
     max_tokens_per_micro_batch: PositiveInt | None = None
@@ -31,5 +32,34 @@ class Fsdp2Config(Config):
     """Tokens whose logits exist at one time while log-probabilities are computed."""
 
 
-# One variant today; a second engine turns this into a union on `type`.
-EngineConfig = Fsdp2Config
+class MegatronConfig(Config):
+    """Megatron-core: tensor, pipeline, context and expert parallelism. It is planned for, and not yet trained with."""
+
+    type: Literal["megatron"] = "megatron"
+    compute_dtype: Literal["bfloat16"] | None = None
+    """Precision of weights, forward and backward; master weights are float32. Unset takes bfloat16."""
+    tensor_parallel: PositiveInt | None = None
+    """Ranks that split each layer's matrices; unset lets the planner choose."""
+    pipeline_parallel: PositiveInt | None = None
+    """Stages that split the layers; unset lets the planner choose."""
+    context_parallel: PositiveInt | None = None
+    """Ranks that split each sequence; unset lets the planner choose."""
+    expert_parallel: PositiveInt | None = None
+    """Ranks that split the experts of a mixture-of-experts layer; unset lets the planner choose."""
+    sequence_parallel: bool | None = None
+    """Split norms and residuals along the sequence over the tensor-parallel ranks; unset lets the planner choose."""
+    recompute: Literal["none", "selective", "full"] | None = None
+    """Activations computed anew in the backward pass: none, attention's own, or whole layers; unset lets the planner
+    choose."""
+    offload_params: bool | None = None
+    """Keep parameters in host memory while the engine is not in use; unset lets the planner choose."""
+    offload_optimizer: bool | None = None
+    """Keep optimizer state in host memory while the engine is not in use; unset lets the planner choose."""
+    host_optimizer_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the optimizer's moments that stay in host memory, where their step is taken; unset lets the planner
+    choose."""
+    max_tokens_per_micro_batch: PositiveInt | None = None
+    """Token budget of one forward/backward pass per data-parallel rank; unset lets the planner choose."""
+
+
+EngineConfig = Annotated[Fsdp2Config | MegatronConfig, Field(discriminator="type")]

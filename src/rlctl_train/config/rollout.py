@@ -40,12 +40,12 @@ class VllmRollout(_Rollout):
     type: Literal["vllm"] = "vllm"
     gpu_memory_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of total device memory vLLM may take; unset lets the planner choose."""
-    tensor_parallel: PositiveInt | None = None
-    """Devices over which each engine splits the model; unset lets the planner choose."""
     kv_cache_gib: NonNegativeFloat = 1.0
     """Size of the KV cache when vLLM runs on CPU, in GiB."""
     enforce_eager: bool = False
     """Skip compilation and CUDA graphs."""
+    tensor_parallel: PositiveInt | None = None
+    """Devices over which one engine splits each layer's matrices; unset lets the planner choose."""
     max_concurrent: PositiveInt | None = None
     """Sequences decoded at one time per engine; unset lets the planner choose."""
     engine_args: dict[str, Any] = Field(default_factory=dict)

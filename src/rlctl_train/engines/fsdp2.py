@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+from rlctl_hw.types import Savings
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -61,6 +62,7 @@ class Fsdp2Engine:
         role: Role,
         config: Fsdp2Config,
         lora: LoraConfig | None,
+        savings: Savings,
         optim: OptimConfig | None,
         num_updates: int,
         compute_dtype: Literal["float32", "bfloat16"],
@@ -70,7 +72,7 @@ class Fsdp2Engine:
         trust_remote_code: bool,
     ) -> None:
         torch.manual_seed(seed)
-        self._config, self._budget = config, max_tokens_per_micro_batch
+        self._config, self._savings, self._budget = config, savings, max_tokens_per_micro_batch
         self._path, self._trust, self._lora = model_path, trust_remote_code, lora
         self._away = False
         self._device, self._dtype = current(device), getattr(torch, compute_dtype)
@@ -118,17 +120,17 @@ class Fsdp2Engine:
     def optim_step(self) -> dict[str, float]:
         """Clip the gradient, take one optimizer step and drop the gradient; return `grad_norm`, `lr` and `skipped`."""
         assert self._optimizer is not None, "this engine was made without an optimizer"
-        if self._config.offload_optimizer:
+        if self._savings.offload_optimizer:
             self._optimizer.move_state(self._device)
         metrics = self._optimizer.step()
-        if self._config.offload_optimizer:
+        if self._savings.offload_optimizer:
             self._optimizer.move_state(HOST)
         return metrics
 
     def reset_optimizer(self, optim: OptimConfig, num_updates: int) -> None:
         """Start with a new optimizer and schedule."""
         self._optimizer = ShardedAdamW(self._parameters, optim, num_updates, self._device)
-        if self._config.offload_optimizer:
+        if self._savings.offload_optimizer:
             self._optimizer.move_state(HOST)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -138,8 +140,8 @@ class Fsdp2Engine:
             yield name, whole if self._lora is None else merged(name, whole, self._parameters, self._lora)
 
     def offload(self) -> None:
-        """Give cached device memory back; move parameters to the host, if so configured, until `onload`."""
-        if self._config.offload_params and not self._away:
+        """Give cached device memory back; move parameters to the host, if the plan says so, until `onload`."""
+        if self._savings.offload_params and not self._away:
             self._move(HOST)
             self._away = True
         release_cache(self._device)
@@ -196,11 +198,11 @@ class Fsdp2Engine:
             self._path, role, read_weights=rank() == 0, trust_remote_code=self._trust,
             lora=self._lora, frozen_dtype=self._dtype, seed=seed,
         )  # fmt: skip
-        if self._config.gradient_checkpointing:
+        if self._savings.recompute == "full":
             model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if num_ranks() == 1 and self._dtype == torch.float32:
             return model.to(self._device)
-        shard(model, self._device, self._dtype, self._config.reshard_after_forward)
+        shard(model, self._device, self._dtype, self._savings.reshard_after_forward)
         return model
 
     def _ask(self, asked: Pass, temperature: float) -> TokenOutputs:
@@ -271,7 +273,7 @@ class Fsdp2Engine:
         if self._optimizer is not None:
             self._optimizer.move_state(self._device)
         yield
-        if self._optimizer is not None and self._config.offload_optimizer:
+        if self._optimizer is not None and self._savings.offload_optimizer:
             self._optimizer.move_state(HOST)
         if was_away:
             self.offload()

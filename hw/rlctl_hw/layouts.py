@@ -1,0 +1,152 @@
+"""Legal layouts: how a model may be split over trainer ranks and over a rollout engine, and what saves memory.
+
+Tensor parallelism stays inside an island of fast links; pipeline stages may lie on different nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+from itertools import product
+from math import gcd
+
+from rlctl_hw.types import DoesNotFit, Hardware, Mesh, ModelShape, Pins, Recompute, Savings, Workload
+
+POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+LONG_TOKENS = 8192
+"""Sequences up to here are not worth splitting: attention over them is a small share of the work."""
+MOST_STAGES = 16
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to run: how many devices on either side, how the trainer splits the model, what it saves."""
+
+    trainer_devices: int
+    rollout_devices: int
+    mesh: Mesh
+    savings: Savings
+    rollout_tensor_parallel: int
+
+
+def island_size(hardware: Hardware) -> int:
+    """Return the devices within which tensor parallelism may stay: an island, or a node where none is known."""
+    if not hardware.islands:
+        return 1 if hardware.kind == "cpu" else len(hardware.devices)
+    alone = len(hardware.devices) > sum(map(len, hardware.islands))
+    return 1 if alone else reduce(gcd, map(len, hardware.islands))
+
+
+def tensor_parallel_problem(shape: ModelShape, degree: int) -> str | None:
+    """Say why a model cannot be split over so many devices, or None where it can."""
+    if shape.num_heads % degree:
+        return f"{degree} does not divide the model's {shape.num_heads} attention heads"
+    if shape.latent is None and shape.num_kv_heads % degree and degree % shape.num_kv_heads:
+        return f"{degree} and the model's {shape.num_kv_heads} key/value heads do not divide each other"
+    width = shape.intermediate_size if shape.experts is None else shape.experts.expert_size
+    if width % degree:
+        return f"{degree} does not divide the model's MLP width of {width}"
+    return None
+
+
+def rollout_degrees(workload: Workload, hardware: Hardware, rollout_devices: int) -> list[int]:
+    """Return the tensor-parallel degrees of one rollout engine; a pin is the only one, or is refused."""
+    pin, key = workload.pins.rollout_tensor_parallel, "rollout.tensor_parallel"
+    if workload.rollout != "vllm":
+        if pin not in (None, 1):
+            raise DoesNotFit(
+                f"{key}={pin} cannot be: rollout.type={workload.rollout} splits nothing", (f"unset {key}",)
+            )
+        return [1]
+    if pin is None:
+        most = min(island_size(hardware), rollout_devices)
+        return [d for d in POWERS if d <= most and rollout_devices % d == 0 and _splits(workload.shape, d)]
+    problem = tensor_parallel_problem(workload.shape, pin)
+    if problem is None and rollout_devices % pin:
+        problem = f"it does not divide the {rollout_devices} devices that generate"
+    if problem is None and hardware.kind != "cpu" and pin > island_size(hardware):
+        problem = f"only {island_size(hardware)} devices are joined by fast links"
+    if problem is not None:
+        raise DoesNotFit(f"{key}={pin} cannot be: {problem}", (f"unset {key}",))
+    return [pin]
+
+
+def train_meshes(workload: Workload, hardware: Hardware, trainer_devices: int) -> list[Mesh]:
+    """Return the legal meshes of so many trainer ranks, the least split ones first."""
+    if workload.engine == "fsdp2":
+        return [Mesh(dp_shard=trainer_devices)]
+    meshes = [mesh for mesh in _megatron_meshes(workload, hardware, trainer_devices) if _feeds(workload, mesh)]
+    if not meshes:
+        raise DoesNotFit(
+            f"no split of {trainer_devices} ranks is legal for this model within {_pinned_words(workload.pins)}",
+            tuple(f"unset engine.{name}" for name in _pinned(workload.pins)) or ("set trainer.num_devices lower",),
+        )
+    return sorted(meshes, key=lambda mesh: (mesh.tp * mesh.pp * mesh.cp, mesh.pp, mesh.cp, mesh.ep))
+
+
+def savings_ladder(workload: Workload, hardware: Hardware) -> list[Savings]:
+    """Return what may be saved, from nothing to everything; pins leave only their own rungs."""
+    pins = workload.pins
+    recompute: tuple[Recompute, ...] = ("none", "full") if workload.engine == "fsdp2" else ("none", "selective", "full")
+    # Host memory is the device's own on CPU: moving there saves nothing.
+    moves = ((False, False),) if hardware.kind == "cpu" else ((False, False), (True, False), (True, True))
+    recomputes = recompute if pins.recompute is None else (pins.recompute,)
+    rungs = [
+        Savings(
+            recompute=level,
+            offload_optimizer=optimizer if pins.offload_optimizer is None else pins.offload_optimizer,
+            offload_params=params if pins.offload_params is None else pins.offload_params,
+            reshard_after_forward=True if pins.reshard_after_forward is None else pins.reshard_after_forward,
+            host_optimizer_share=pins.host_optimizer_share or 0.0,
+        )
+        for (optimizer, params), level in product(moves, recomputes)
+    ]
+    if workload.engine == "megatron" and pins.host_optimizer_share is None and hardware.kind != "cpu":
+        last = rungs[-1]
+        rungs.append(
+            Savings(last.recompute, last.offload_params, last.offload_optimizer, last.reshard_after_forward, 1.0)
+        )
+    return list(dict.fromkeys(rungs))
+
+
+def _megatron_meshes(workload: Workload, hardware: Hardware, world: int) -> Iterator[Mesh]:
+    shape, pins = workload.shape, workload.pins
+    most_tp = min(island_size(hardware), world)
+    tps = _degrees(pins.tensor_parallel, [d for d in POWERS if d <= most_tp])
+    pps = _degrees(pins.pipeline_parallel, [d for d in POWERS if d <= min(MOST_STAGES, shape.num_layers)])
+    long = 1 if workload.longest_tokens <= LONG_TOKENS else min(8, workload.longest_tokens // LONG_TOKENS)
+    cps = _degrees(pins.context_parallel, [d for d in POWERS if d <= long])
+    num_experts = shape.experts.num_experts if shape.experts else 1
+    eps = _degrees(pins.expert_parallel, [d for d in POWERS if num_experts % d == 0])
+    for tp, pp, cp, ep in product(tps, pps, cps, eps):
+        ranks = tp * pp * cp
+        if world % ranks or (world // pp) % ep or num_experts % ep or pp > shape.num_layers:
+            continue
+        if tp > most_tp or not _splits(shape, tp):
+            continue
+        sequence = (tp > 1) if pins.sequence_parallel is None else pins.sequence_parallel
+        yield Mesh(dp_shard=world // ranks, tp=tp, pp=pp, cp=cp, ep=ep, sequence_parallel=sequence)
+
+
+def _feeds(workload: Workload, mesh: Mesh) -> bool:
+    """Say whether every data-parallel rank gets at least one sequence of a mini-batch."""
+    return mesh.dp_shard <= workload.mini_batch_sequences
+
+
+def _degrees(pin: int | None, choices: list[int]) -> list[int]:
+    return choices if pin is None else [pin]
+
+
+def _splits(shape: ModelShape, degree: int) -> bool:
+    return tensor_parallel_problem(shape, degree) is None
+
+
+def _pinned(pins: Pins) -> list[str]:
+    names = ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel")
+    return [name for name in names if getattr(pins, name) is not None]
+
+
+def _pinned_words(pins: Pins) -> str:
+    names = _pinned(pins)
+    return ", ".join(f"engine.{name}={getattr(pins, name)}" for name in names) or "its islands and heads"

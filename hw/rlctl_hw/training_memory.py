@@ -1,0 +1,208 @@
+"""Bytes of the trainer's roles on one rank, by phase.
+
+Letters: P parameters of a role, N trainer ranks, b bytes of the compute precision, T tokens of a micro-batch,
+V vocabulary, h hidden size, f MLP size, q and kv widths of queries and of keys, L layers.
+"""
+
+from __future__ import annotations
+
+from rlctl_hw.needs import (
+    COLLECTIVES_GIB,
+    CONTEXT_GIB,
+    CPU_PROCESS_GIB,
+    DTYPE_BYTES,
+    GIB,
+    MASTER_BYTES,
+    MIB,
+    MOMENT_BYTES,
+    Need,
+    Phase,
+)
+from rlctl_hw.params import critic_params, lora_params
+from rlctl_hw.types import DeviceKind, Dtype, Layout, ModelShape, Workload
+
+SLOTS_PER_TOKEN, SLOTS_PER_TOKEN_PADDED = 2, 4
+"""Attention places per token: responses share a prompt and attention does not; off CUDA and in float32 it also pads."""
+UPDATES = ("actor_update", "critic_update", "optimizer_step")
+CRITIC_AT_WORK = ("values", "critic_update")
+AT_REST = ("load", "generation")
+
+
+def role_params(shape: ModelShape, role: str) -> int:
+    """Return P; the critic has a value head [h, 1] in place of the output projection."""
+    return critic_params(shape) if role == "critic" else shape.num_params
+
+
+def trained_params(workload: Workload, role: str) -> int:
+    """Return the parameters that the optimizer of a role updates."""
+    if role == "reference":
+        return 0
+    if workload.lora_rank:
+        return lora_params(workload.shape, workload.lora_rank)
+    return role_params(workload.shape, role)
+
+
+def trainer_needs(phase: Phase, workload: Workload, layout: Layout) -> list[Need]:
+    """Return what all trainer roles of one rank hold during a phase."""
+    busy = busy_role(phase, workload)
+    needs = _processes(len(workload.roles), layout)
+    for role in workload.roles:
+        needs += _states(role, phase, role == busy, workload, layout)
+    if busy is not None:
+        needs += _working_set(busy, phase, workload, layout)
+    return needs
+
+
+def busy_role(phase: Phase, workload: Workload) -> str | None:
+    """Return the trainer role that works in a phase; where several do, the one that takes most."""
+    if phase in AT_REST:
+        return None
+    if phase in CRITIC_AT_WORK:
+        return "critic" if "critic" in workload.roles else None
+    return "actor"
+
+
+def forward_bytes_per_token(shape: ModelShape, dtype: Dtype) -> float:
+    """Return what one layer holds of a token at one time without gradients."""
+    query, key_value = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    return _working_bytes(shape, dtype) + DTYPE_BYTES[dtype] * (shape.hidden_size + 2 * query + 2 * key_value)
+
+
+def bucket_bytes(workload: Workload, width: int) -> float:
+    """Return the size of a bucket of weights of `width` bytes each; a larger tensor is a bucket of its own."""
+    bucket = min(workload.bucket_mib * MIB, workload.shape.num_params * MASTER_BYTES)
+    return max(bucket, largest_tensor(workload.shape) * width)
+
+
+def largest_tensor(shape: ModelShape) -> int:
+    """Return the numbers in the largest tensor of the model."""
+    return shape.hidden_size * max(shape.vocab_size, shape.intermediate_size, shape.num_heads * shape.head_dim)
+
+
+def own_tokens(backward: bool, workload: Workload, layout: Layout) -> int:
+    """Return the tokens of one pass: the budget, or all that a rank has to do where that is less."""
+    sequences = workload.mini_batch_sequences if backward else workload.step_sequences
+    return min(layout.max_tokens_per_micro_batch, -(-sequences // layout.mesh.dp_shard) * workload.longest_tokens)
+
+
+def _processes(num_processes: int, layout: Layout) -> list[Need]:
+    if layout.device == "cpu":
+        return [Need("overhead", num_processes * CPU_PROCESS_GIB * GIB, "assumed")]
+    collectives = COLLECTIVES_GIB if layout.trainer_devices > 1 else 0.0
+    return [
+        Need("context", num_processes * CONTEXT_GIB * GIB, "assumed"),
+        Need("communication", num_processes * collectives * GIB, "assumed"),
+    ]
+
+
+def _states(role: str, phase: Phase, busy: bool, workload: Workload, layout: Layout) -> list[Need]:
+    """Return weights, gradients and moments: 4 + 4 + 8 bytes a trained parameter, over N ranks.
+
+    Under LoRA the other weights are frozen, in the compute precision. What is offloaded leaves a device, but on CPU
+    there is nowhere else to go.
+    """
+    ranks, savings = layout.trainer_devices, layout.savings
+    trained = trained_params(workload, role) / ranks
+    elsewhere = layout.device != "cpu"
+    away_params = elsewhere and savings.offload_params and not busy
+    away_moments = elsewhere and savings.offload_optimizer and not (busy and phase == "optimizer_step")
+    return [
+        Need("weights", 0.0 if away_params else weight_bytes(role, workload, layout) / ranks),
+        Need("gradients", trained * MASTER_BYTES if busy and phase in UPDATES else 0.0),
+        Need("optimizer", 0.0 if away_moments or phase == "load" else trained * MOMENT_BYTES),
+    ]
+
+
+def weight_bytes(role: str, workload: Workload, layout: Layout) -> float:
+    """Return the bytes of a role's weights over all ranks."""
+    whole = role_params(workload.shape, role)
+    if not workload.lora_rank:
+        return whole * MASTER_BYTES
+    return whole * DTYPE_BYTES[layout.compute_dtype] + trained_params(workload, role) * MASTER_BYTES
+
+
+def _working_set(role: str, phase: Phase, workload: Workload, layout: Layout) -> list[Need]:
+    shape = workload.shape
+    if phase in ("weight_sync", "checkpoint"):
+        # One gathered tensor on top of the bucket that waits for it and its copy as sent.
+        buckets = 2 * bucket_bytes(workload, MASTER_BYTES) if phase == "weight_sync" else 0.0
+        return [Need("buffers", largest_tensor(shape) * MASTER_BYTES + buckets)]
+    if phase == "optimizer_step":
+        # AdamW over lists of tensors makes a temporary copy of the parameters' size where it has no fused kernel.
+        unfused = trained_params(workload, role) / layout.trainer_devices if layout.device == "ascend" else 0.0
+        return [Need("buffers", unfused * MASTER_BYTES)]
+    backward = phase in UPDATES
+    tokens = own_tokens(backward, workload, layout)
+    return [
+        Need("buffers", _gathered(role, backward, workload, layout)),
+        Need("activations", tokens * _activation_bytes_per_token(backward, workload, layout)),
+        Need("logits", 0.0 if role == "critic" else _logits_bytes(tokens, backward, workload, layout.compute_dtype)),
+    ]
+
+
+def _gathered(role: str, backward: bool, workload: Workload, layout: Layout) -> float:
+    """Return unsharded parameters and gradients: the layer at work, the next one, embedding and head.
+
+    One rank that computes in float32 has nothing to gather or to cast. Frozen weights have no gradients.
+    """
+    shape, width = workload.shape, DTYPE_BYTES[layout.compute_dtype]
+    params = role_params(shape, role)
+    root = _root_params(shape, role)
+    layer = (params - root) / shape.num_layers
+    learning = layer + root if not workload.lora_rank else trained_params(workload, role) / shape.num_layers
+    gradients = learning * (width + MASTER_BYTES) if backward else 0.0
+    if layout.trainer_devices == 1 and width == MASTER_BYTES:
+        return gradients
+    gathered = 2 * layer + root if layout.savings.reshard_after_forward else params
+    return gathered * width + gradients
+
+
+def _root_params(shape: ModelShape, role: str) -> int:
+    tables = 1 if shape.tied or role == "critic" else 2
+    return tables * shape.vocab_size * shape.hidden_size + shape.hidden_size
+
+
+def _activation_bytes_per_token(backward: bool, workload: Workload, layout: Layout) -> float:
+    """Return what autograd keeps per token, counted over the tensors of transformers' decoder layer.
+
+    Each norm keeps an fp32 copy of its input and two results (4h + 2bh); attention keeps queries, keys, values and
+    a result per slot (b(2q + 2kv)) and the result per token (bq); the gated MLP keeps four tensors of its width
+    (4bf). In bfloat16 a small Qwen2 layer measured 3032 bytes where this gives 3072.
+    """
+    shape, dtype = workload.shape, layout.compute_dtype
+    width = DTYPE_BYTES[dtype]
+    if not backward:
+        return forward_bytes_per_token(shape, dtype)
+    hidden, working = shape.hidden_size, _working_bytes(shape, dtype)
+    query, key_value = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    attention = width * (_slots(workload, layout.device, dtype) * 2 * (query + key_value) + query)
+    layer = 2 * (4 * hidden + 2 * width * hidden) + attention + 4 * width * _mlp_width(shape)
+    last_norm = 4 * hidden + 2 * width * hidden
+    if layout.savings.recompute == "full":
+        return shape.num_layers * width * hidden + layer + last_norm + working
+    return shape.num_layers * layer + last_norm + working
+
+
+def _slots(workload: Workload, device: DeviceKind, dtype: Dtype) -> int:
+    dense = device == "cuda" and dtype == "bfloat16"
+    return min(workload.group_size, SLOTS_PER_TOKEN if dense else SLOTS_PER_TOKEN_PADDED)
+
+
+def _working_bytes(shape: ModelShape, dtype: Dtype) -> float:
+    hidden = shape.hidden_size
+    return 4 * hidden + DTYPE_BYTES[dtype] * (3 * _mlp_width(shape) + 2 * hidden)
+
+
+def _mlp_width(shape: ModelShape) -> int:
+    """Return the MLP width that one token passes through in the widest layer."""
+    experts = shape.experts
+    if experts is None:
+        return shape.intermediate_size
+    routed = experts.experts_per_token * experts.expert_size + experts.shared_size
+    return max(routed, shape.intermediate_size if experts.num_layers < shape.num_layers else 0)
+
+
+def _logits_bytes(tokens: int, backward: bool, workload: Workload, dtype: Dtype) -> float:
+    """Return one chunk's logits: as computed, in fp32, as log-softmax and, going backward, two gradients more."""
+    per_logit = DTYPE_BYTES[dtype] + (5 if backward else 3) * 4
+    return min(tokens, workload.logits_chunk_tokens) * workload.shape.vocab_size * per_logit

@@ -1,0 +1,114 @@
+"""Seconds of a trainer's passes over a step's batch: matrix products, attention, and what ranks send each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from rlctl_hw.needs import DTYPE_BYTES, MASTER_BYTES
+from rlctl_hw.params import active_params, embedding_params
+from rlctl_hw.speeds import Speeds
+from rlctl_hw.training_memory import role_params, trained_params
+from rlctl_hw.types import Hardware, Layout, ModelShape, Workload
+
+DENSE_SHARE = 0.5
+"""Of what large matrix products reach, that a whole pass of a dense model does: norms, attention, loss, gaps. With
+0.8 for the products that is a model-FLOPs utilisation of 0.4, as well-tuned trainers publish."""
+EXPERT_SHARE = 0.25
+"""The same with grouped expert products and routing."""
+LOOPED_EXPERTS_SHARE = 0.02
+"""The same where experts are run one after another, as transformers does: 1.4 to 1.8 % utilisation is published."""
+RECOMPUTE_COST = {"none": 0.0, "selective": 0.05, "full": 1.0}
+"""Forward passes done again in the backward pass; attention's own is a twentieth of a layer at usual lengths."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one epoch passes over, of all ranks together: tokens, and the sum of squared sequence lengths."""
+
+    tokens: float
+    squares: float
+
+
+def training_seconds(
+    work: Work, role: str, backward: bool, workload: Workload, hardware: Hardware, layout: Layout, speeds: Speeds
+) -> tuple[float, str]:
+    """Return the roofline seconds of one epoch of passes of a role, and the reason that rules them."""
+    mesh, shape = layout.mesh, workload.shape
+    flops = work.tokens * 2 * _matrix_params(shape, role) + _attention_flops(work, shape)
+    passes = _passes(backward, workload, layout)
+    compute = passes * flops / layout.trainer_devices / (speeds.matmul_flops * _share(workload))
+    per_rank = work.tokens / (mesh.dp_shard * mesh.dp_replicate)
+    updates = workload.mini_batches if backward else 1
+    num_passes = updates * max(1, ceil(per_rank / updates / layout.max_tokens_per_micro_batch))
+    gather = num_passes * _gather_s(role, backward, workload, hardware, layout, speeds)
+    # Pipeline stages idle while the first pass fills them and the last one drains them.
+    bubble = compute * (mesh.pp - 1) * updates / num_passes
+    inside = _split_s(per_rank, passes, workload, hardware, layout, speeds)
+    why = "computing" if compute >= gather else "gathering weights"
+    if bubble + inside > max(compute, gather):
+        why = "pipeline gaps" if bubble > inside else "traffic between split layers"
+    return max(compute, gather) + bubble + inside, f"{num_passes} passes a rank, {why} rules"
+
+
+def _passes(backward: bool, workload: Workload, layout: Layout) -> float:
+    """Return the work in forward passes: a backward one is two, or one where the weights are frozen."""
+    if not backward:
+        return 1.0
+    return (2.0 if workload.lora_rank else 3.0) + RECOMPUTE_COST[layout.savings.recompute]
+
+
+def _share(workload: Workload) -> float:
+    if workload.shape.experts is None:
+        return DENSE_SHARE
+    return LOOPED_EXPERTS_SHARE if workload.engine == "fsdp2" else EXPERT_SHARE
+
+
+def _matrix_params(shape: ModelShape, role: str) -> float:
+    """Return the parameters that multiply each token: all that it passes through but the input embedding."""
+    active = active_params(shape) - (0 if shape.tied else embedding_params(shape))
+    return active if role != "critic" else active - shape.vocab_size * shape.hidden_size
+
+
+def _attention_flops(work: Work, shape: ModelShape) -> float:
+    """Return the operations of causal attention in one forward pass: 2 s^2 a per layer, with a the heads' width."""
+    return 2 * work.squares * shape.num_heads * shape.head_dim * shape.num_layers
+
+
+def _gather_s(
+    role: str, backward: bool, workload: Workload, hardware: Hardware, layout: Layout, speeds: Speeds
+) -> float:
+    """Return the seconds that one pass of FSDP sends: weights twice and gradients once, over the slowest link."""
+    mesh = layout.mesh
+    if mesh.dp_shard == 1 or workload.engine == "megatron":
+        return 0.0
+    width = DTYPE_BYTES[layout.compute_dtype]
+    times = 2 if backward and layout.savings.reshard_after_forward else 1
+    sent = times * role_params(workload.shape, role) * width
+    sent += trained_params(workload, role) * MASTER_BYTES if backward else 0
+    return sent * (mesh.dp_shard - 1) / mesh.dp_shard / _slowest(layout, hardware, speeds)
+
+
+def _split_s(
+    tokens: float, passes: float, workload: Workload, hardware: Hardware, layout: Layout, speeds: Speeds
+) -> float:
+    """Return the seconds that tensor and expert parallelism send: activations of every token and layer."""
+    mesh, shape = layout.mesh, workload.shape
+    row = shape.hidden_size * DTYPE_BYTES[layout.compute_dtype]
+    layers, own = shape.num_layers / mesh.pp, tokens / mesh.cp
+    link = speeds.pair_link if mesh.tp == 2 else speeds.island_link
+    # Two all-reduces a layer and forward pass, each of which sends its rows twice; experts send out and back.
+    seconds = passes * layers * own * row * 2 * 2 * (mesh.tp - 1) / mesh.tp / link
+    if shape.experts is not None and mesh.ep > 1:
+        sparse = shape.experts.num_layers / mesh.pp
+        across = mesh.ep * mesh.etp > len(hardware.devices)
+        rate = speeds.node_link if across else speeds.island_link
+        routed = own / mesh.tp * row * shape.experts.experts_per_token
+        seconds += passes * sparse * 2 * routed * (mesh.ep - 1) / mesh.ep / rate
+    return seconds
+
+
+def _slowest(layout: Layout, hardware: Hardware, speeds: Speeds) -> float:
+    if layout.trainer_devices > len(hardware.devices):
+        return speeds.node_link
+    return speeds.pair_link if layout.trainer_devices == 2 else speeds.island_link
