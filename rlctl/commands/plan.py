@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rlctl import planning, render
-from rlctl.commands import _request, _show
+from rlctl.commands import _request, _show, plan_memory
 from rlctl.commands._group import BareName
 from rlctl.commands._request import FREE, FilesOption, RequestArgument
 from rlctl.render import OutputOption
@@ -18,6 +18,9 @@ app = typer.Typer(
     subcommand_metavar="NAME [KEY=VALUE]... | COMMAND",
     help="Say what fits on the hardware, and why. A bare NAME plans that preset or file.",
 )
+
+
+app.command(name="memory")(plan_memory.memory)
 
 
 @app.callback()

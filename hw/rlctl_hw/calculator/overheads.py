@@ -13,7 +13,7 @@ GROUPED_WORKSPACE_MIB = {"a100": 0.0, "other": 132.0}
 """Transformer Engine's grouped product: a workspace of 33 MiB for each of four streams from Hopper on, 4 MiB before."""
 TORCH_WORKSPACE_MIB = 32.0
 """torch's own cuBLAS workspace on Hopper (CUBLAS_WORKSPACE_CONFIG's default)."""
-FRAGMENTATION = 0.04
+FRAGMENTATION = 0.05
 """Of what comes and goes. Blocks are rounded to 2 MiB and their remainders wait for a request that fits."""
 CONTEXT_GIB = 0.6
 """CUDA context with torch's and the libraries' kernels; 0.5 to 1.4 GB are published."""
