@@ -89,7 +89,7 @@ def test_a_port_is_near_the_device_behind_the_same_switch(tmp_path: Path):
         ({}, {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, "kubernetes"),
         ({}, {"container": "oci"}, "oci"),
         ({"/proc/1/cgroup": "0::/kubepods.slice/x\n"}, {}, "kubepods"),
-        ({"/proc/1/cgroup": "0::/init.scope\n"}, {}, None),
+        ({"/proc/1/cgroup": "0::/init.scope\n"}, {}, "none"),
     ],
 )
 def test_a_container_is_known_by_its_marks(tmp_path: Path, files: dict[str, str], env: dict[str, str], name: str):

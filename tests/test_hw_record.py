@@ -102,6 +102,13 @@ def test_a_survey_written_as_json_is_the_machine(folder: Path, tmp_path: Path):
     assert parse_hardware(str(folder)).devices == found.devices
 
 
+@pytest.mark.parametrize("folder", MACHINES, ids=lambda folder: folder.name)
+def test_every_fact_has_a_source_and_a_value_or_an_error(folder: Path):
+    for key, fact in survey(replay(folder), deep=True).facts.items():
+        assert fact.source, key
+        assert fact.value is not None or fact.error, key
+
+
 def test_ports_know_the_devices_beside_them():
     found = survey(replay(RECORDS / "h100-8-with-12-ports"))
     near = found.facts["nics.near"].value

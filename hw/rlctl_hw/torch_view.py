@@ -47,7 +47,7 @@ def torch_facts(host: Host) -> dict[str, Fact]:
         "torch.version": Fact(told["version"], SOURCE),
         "torch.runtime": Fact(runtime, SOURCE, None if runtime else "built for the CPU alone"),
         "torch.devices": Fact(told.get("devices"), SOURCE, told.get("error")),
-        "torch.bf16": Fact(told.get("bf16"), SOURCE),
+        "torch.bf16": Fact(told.get("bf16"), SOURCE, "no device to ask" if told.get("bf16") is None else None),
     }
 
 

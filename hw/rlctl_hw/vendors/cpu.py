@@ -145,7 +145,7 @@ def _kernel(host: Host) -> Fact:
 
 
 def _container(host: Host) -> Fact:
-    """Return what runs this process: docker, podman, kubernetes, …, or None where no mark of a container is left."""
+    """Return what runs this process: docker, podman, kubernetes, …, or none where nothing marks a container."""
     if host.env.get("KUBERNETES_SERVICE_HOST"):
         return Fact("kubernetes", "KUBERNETES_SERVICE_HOST")
     for path, name in CONTAINER_FILES.items():
@@ -154,7 +154,7 @@ def _container(host: Host) -> Fact:
     if name := host.env.get("container"):
         return Fact(name, "the variable container")
     group = CONTAINER_GROUP.search(host.read("/proc/1/cgroup") or "")
-    return Fact(group.group(1) if group else None, "/proc/1/cgroup")
+    return Fact(group.group(1) if group else "none", "/proc/1/cgroup")
 
 
 def _cpu_limits(host: Host) -> Iterator[float]:

@@ -148,7 +148,11 @@ def _facts(host: Host, answer: Answer, visible: Visible) -> dict[str, Fact]:
     if sysfs and not answer.gpus:
         errors = f"the driver {sysfs} is loaded, but no GPU answered; {errors}"
     facts = {
-        "cuda.driver": Fact(sysfs or told, "/sys/module/nvidia/version" if sysfs else answer.source),
+        "cuda.driver": Fact(
+            sysfs or told,
+            answer.source if told and not sysfs else "/sys/module/nvidia/version",
+            None if sysfs or told else "the NVIDIA driver is not loaded",
+        ),
         "cuda.physical": Fact([f"{gpu.index}: {gpu.name}" for gpu in answer.gpus], answer.source, errors),
         "cuda.visible": _visible(host, visible),
     }
