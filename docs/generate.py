@@ -1,7 +1,7 @@
 """Write the reference pages that follow from code: `python docs/generate.py`, or `--check` to fail where one drifted.
 
 config.md    every key, from the pydantic classes     cli.md    every command, from the Typer app
-metrics.md   every metric, from the glossary
+metrics.md   every metric, from the glossary          doctor.md  every check, from the doctor's table
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic_core import PydanticUndefined
 from typer.main import get_command
 
 from rlctl import app, schema
+from rlctl.doctor import registry as checks
 from rlctl_train.config import RunConfig
 from rlctl_train.config.base import Config
 from rlctl_train.telemetry import glossary
@@ -40,7 +41,9 @@ def main(arguments: list[str]) -> int:
 
 def pages() -> dict[str, str]:
     """Return every generated page by file name."""
-    return {"config.md": config_page(), "cli.md": cli_page(), "metrics.md": metrics_page()}
+    return {
+        "config.md": config_page(), "cli.md": cli_page(), "metrics.md": metrics_page(), "doctor.md": doctor_page(),
+    }  # fmt: skip
 
 
 def config_page() -> str:
@@ -74,6 +77,33 @@ def metrics_page() -> str:
         "`non_finite`. `<x>` stands for any word, `{a,b}` for one of the words.\n\n"
     )
     return head + glossary.markdown()
+
+
+def doctor_page() -> str:
+    """Return the table of checks with what a reader of their findings must know."""
+    head = (
+        f"# Doctor\n\n{NOTE}\n"
+        "`rlctl doctor` examines this machine; `rlctl doctor NAME` with a preset or file, and settings as for a\n"
+        "launch, also whether that run can start on it: the checks then know the plan. Nothing is written or\n"
+        "started.\n\n"
+        "```sh\nrlctl doctor\nrlctl doctor qwen2.5-7b-grpo rollout.type=vllm\n"
+        "rlctl doctor qwen2.5-7b-grpo --nodes node1,node2   # names and clocks, over ssh\n"
+        "rlctl doctor --only driver,torch -o json\n```\n\n"
+        "Each check answers `ok`, `warn` (the run survives it, slower or with luck), `fail` (it would stop) or\n"
+        "`skip` (nothing to look at), and every `warn` and `fail` names the way out. The exit code is 4 with any\n"
+        "`fail`, else 0. `rlctl launch` first runs the checks marked below: it prints warnings, and stops with code 4\n"
+        "at failures.\n\n"
+        "Checks run side by side, each under its limit; one that hangs is told as such (`torch` and `reward` fail\n"
+        "then, the others warn). Packages are imported in processes of their own, and vLLM at a launch only by a run\n"
+        "that uses it. Values of variables whose names speak of tokens, keys or passwords are never printed.\n\n"
+    )
+    tail = (
+        "\n`tried on` says what a check has met. `real`: the thing itself on a Linux host, with faults that are partly\n"
+        "staged by tests. `CPU host`: the thing itself, but on no accelerator. `synthetic`: only facts made up for\n"
+        "tests, for want of the hardware; its rules follow the vendors' documentation and public reports, and nothing\n"
+        "of it is measured.\n"
+    )
+    return head + checks.markdown() + tail
 
 
 def _is_current(path: Path, text: str) -> bool:

