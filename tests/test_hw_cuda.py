@@ -229,6 +229,9 @@ def test_a_loaded_driver_without_an_answer_is_said(tmp_path: Path):
 def test_gpus_that_the_driver_knows_and_the_library_does_not_are_missing(tmp_path: Path):
     for address in ("0000:00:00.0", "0000:01:00.0"):
         (tmp_path / "proc/driver/nvidia/gpus" / address).mkdir(parents=True)
+    (tmp_path / "dev").mkdir()
+    for number in range(2):
+        (tmp_path / f"dev/nvidia{number}").touch()
     found = probe(host_at(tmp_path), FakeNvml(2, lost=[1]))
     assert found.facts["cuda.missing"].value == ["0000:01:00.0"]
 

@@ -53,11 +53,9 @@ EXPECTED = {
         "rtx3090-24gb",
         ((0,), (1,), (2,)),
         host_gib=128,
-        said={"cuda.physical": "device handle", "cuda.missing": "lost", "cuda.order": "PCI_BUS_ID"},
+        said={"cuda.physical": "device handle", "cuda.missing": "do not answer", "cuda.order": "PCI_BUS_ID"},
     ),
-    "container-with-2-of-4-cards": Expected(
-        (0, 1), 44.39, "l40s-48gb", ((0,), (1,)), 1, cores=12, host_gib=96, said={"cuda.missing": "container"}
-    ),
+    "container-with-2-of-4-cards": Expected((0, 1), 44.39, "l40s-48gb", ((0,), (1,)), 1, cores=12, host_gib=96),
     "driver-not-loaded": Expected((0,), 1024, None, (), cores=8, said={"cuda.physical": "communicate with the NVIDIA"}),
     "driver-and-library-differ": Expected((0,), 1024, None, (), cores=8, said={"cuda.physical": "version mismatch"}),
     "one-card-that-says-little": Expected((0,), 1024, None, (), said={"cuda.physical": "GPU is lost"}),
@@ -107,6 +105,12 @@ def test_every_fact_has_a_source_and_a_value_or_an_error(folder: Path):
     for key, fact in survey(replay(folder), deep=True).facts.items():
         assert fact.source, key
         assert fact.value is not None or fact.error, key
+
+
+def test_cards_kept_from_a_container_are_not_called_lost():
+    facts = survey(replay(RECORDS / "container-with-2-of-4-cards")).facts
+    assert facts["cuda.withheld"].value == ["0000:83:00.0", "0000:84:00.0"]
+    assert "cuda.missing" not in facts
 
 
 def test_ports_know_the_devices_beside_them():

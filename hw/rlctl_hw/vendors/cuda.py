@@ -158,17 +158,25 @@ def _facts(host: Host, answer: Answer, visible: Visible) -> dict[str, Fact]:
     }
     if answer.cuda:
         facts["cuda.runtime"] = Fact(answer.cuda, answer.source)
-    known = [PurePosixPath(path).name.lower() for path in host.glob("/proc/driver/nvidia/gpus/*")]
-    if len(known) > len(answer.gpus):
-        missing = sorted(set(known) - {gpu.pci for gpu in answer.gpus})
-        facts["cuda.missing"] = Fact(
-            missing, "/proc/driver/nvidia/gpus", "the driver knows GPUs that are lost, or not given to this container"
-        )
+    facts |= _unseen(host, answer)
     if len({gpu.name for gpu in answer.gpus}) > 1 and host.env.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         facts["cuda.order"] = Fact(
             None, "CUDA_DEVICE_ORDER", "GPUs differ and CUDA counts the fastest first; set CUDA_DEVICE_ORDER=PCI_BUS_ID"
         )
     return facts
+
+
+def _unseen(host: Host, answer: Answer) -> dict[str, Fact]:
+    """Return the GPUs that the kernel's driver knows and its library does not: lost, or kept from this container."""
+    source = "/proc/driver/nvidia/gpus"
+    known = {PurePosixPath(path).name.lower() for path in host.glob(f"{source}/*")}
+    missing = sorted(known - {gpu.pci for gpu in answer.gpus})
+    if not missing or len(known) <= len(answer.gpus):
+        return {}
+    # A container gets a device file for each GPU it may use.
+    if len(host.glob("/dev/nvidia[0-9]*")) > len(answer.gpus):
+        return {"cuda.missing": Fact(missing, source, "the driver knows GPUs that do not answer")}
+    return {"cuda.withheld": Fact(missing, f"{source}: there are no device files for these")}
 
 
 def _visible(host: Host, visible: Visible) -> Fact:
