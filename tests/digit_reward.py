@@ -4,3 +4,8 @@
 def digits(response: str, ground_truth: str) -> float:
     """Return the share of digits in the response."""
     return sum(character.isdigit() for character in response) / max(1, len(response))
+
+
+def any_digit(response: str, ground_truth: str) -> float:
+    """Return 1 where the response has a digit: among random weights many groups score alike."""
+    return float(any(character.isdigit() for character in response))

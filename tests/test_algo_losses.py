@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from rlctl_train.algos import ops
+from rlctl_train.algos.dapo import Dapo
 from rlctl_train.algos.grpo import Grpo
 from rlctl_train.algos.objective import PolicyObjective, SupervisedObjective, ValueObjective
 from rlctl_train.algos.ppo import Ppo
 from rlctl_train.batch import Batch
-from rlctl_train.config.algo import Aggregation, GrpoConfig, KlEstimator, PpoConfig
+from rlctl_train.config.algo import Aggregation, DapoConfig, GrpoConfig, KlEstimator, PpoConfig, RlConfig
 
 S, T = 8, 5
 
@@ -37,7 +38,7 @@ def _batch(fill: float = 0.0) -> tuple[Batch, Tensor]:
     return batch, old + 0.4 * column()
 
 
-def _numpy_clip(logp: float, old: float, advantage: float, config: GrpoConfig | PpoConfig) -> tuple[float, int, int]:
+def _numpy_clip(logp: float, old: float, advantage: float, config: RlConfig) -> tuple[float, int, int]:
     ratio = math.exp(min(max(logp - old, -20), 20))
     free = -advantage * ratio
     clipped = -advantage * min(max(ratio, 1 - config.clip_low), 1 + config.clip_high)
@@ -52,15 +53,18 @@ CONFIGS = [
     GrpoConfig(clip_low=0.1, clip_high=0.28, dual_clip=1.2),
     GrpoConfig(dual_clip=None),
     PpoConfig(),
+    DapoConfig(),
 ]
 
 
-def _algo(config: GrpoConfig | PpoConfig) -> Grpo | Ppo:
+def _algo(config: RlConfig) -> Dapo | Grpo | Ppo:
+    if isinstance(config, DapoConfig):
+        return Dapo(config)
     return Grpo(config) if isinstance(config, GrpoConfig) else Ppo(config)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_the_policy_loss_of_each_token_equals_its_formula(config: GrpoConfig | PpoConfig) -> None:
+def test_the_policy_loss_of_each_token_equals_its_formula(config: RlConfig) -> None:
     batch, logp = _batch()
     loss, metrics = _algo(config).loss(logp, batch)
     for i, t in np.argwhere(batch["response_mask"].numpy()):
@@ -101,7 +105,7 @@ def test_on_policy_the_gradient_is_the_plain_policy_gradient() -> None:
     torch.testing.assert_close(logp.grad, -batch["advantages"])
 
 
-def _policy(config: GrpoConfig | PpoConfig) -> Callable[[Tensor, Batch, ops.Counts], tuple[Tensor, dict[str, Any]]]:
+def _policy(config: RlConfig) -> Callable[[Tensor, Batch, ops.Counts], tuple[Tensor, dict[str, Any]]]:
     objective = PolicyObjective(_algo(config), config, max_response_tokens=32)
     return lambda x, micro, counts: objective(
         ops.TokenOutputs(logp=x, entropy=0.5 * x if objective.needs_entropy else None), micro, counts
@@ -110,6 +114,7 @@ def _policy(config: GrpoConfig | PpoConfig) -> Callable[[Tensor, Batch, ops.Coun
 
 OBJECTIVES: dict[str, Callable[[Tensor, Batch, ops.Counts], tuple[Tensor, dict[str, Any]]]] = {
     **{mode: _policy(GrpoConfig(aggregation=mode, kl_loss_coef=0.1)) for mode in get_args(Aggregation)},
+    "dapo": _policy(DapoConfig()),
     "entropy": _policy(GrpoConfig(entropy_coef=0.3)),
     "ppo": _policy(PpoConfig(entropy_coef=-0.1, kl_loss_coef=0.2, kl_loss_estimator="k2")),
     "value": lambda x, m, c: ValueObjective(PpoConfig(value_clip=0.3))(ops.TokenOutputs(values=x), m, c),

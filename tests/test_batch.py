@@ -27,6 +27,14 @@ def test_gather_leaves_out_columns_that_some_row_lacks():
     assert gather(parts, [1])["score"].tolist() == [1.0]
 
 
+def test_gather_gives_response_columns_of_parts_made_apart_one_width():
+    asked = Batch({"response_mask": torch.ones(1, 2), "prompt_ids": torch.ones(1, 4)})
+    scored = Batch({"rewards": torch.ones(2, 3)})
+    batch = gather([((0,), asked), ((0, 1), scored)], [0])
+    assert batch["response_mask"].tolist() == [[1, 1, 0]] and batch["rewards"].tolist() == [[1, 1, 1]]
+    assert batch["prompt_ids"].shape == (1, 4)
+
+
 def test_gather_refuses_a_column_given_twice_for_a_row():
     with pytest.raises(AssertionError, match="twice"):
         gather([((0,), columns([0])), ((0,), columns([0]))], [0])

@@ -41,6 +41,7 @@ def test_a_sound_config_has_no_problems() -> None:
         ("reward", {"reward": None}),
         ("reward.type", {"reward": {"type": "gsm8k"}}),
         ("algo.aggregation_norm", {"algo": {"type": "grpo", "aggregation_norm": 5}}),
+        ("algo.overlong_buffer_tokens", {"algo": {"type": "dapo", "overlong_buffer_tokens": 17}}),
         ("warm_start", {"warm_start": {}, "algo": {"type": "sft"}}),
         ("rollout.num_devices", {"trainer": {"num_devices": 1}, "rollout": {"num_devices": 2}}),
         ("rollout.tensor_parallel", {"rollout": {"type": "vllm", "tensor_parallel": 2, "num_devices": 3}}),

@@ -103,7 +103,8 @@ def gather(parts: Sequence[tuple[Sequence[int], Batch]], rows: Sequence[int]) ->
     """Assemble `rows` (global row numbers) from parts that each hold some rows and some columns.
 
     A column that occurs in several parts must occur for different rows; a column is returned only if every wanted
-    row has it. Records of the same row in several parts are merged, later parts over earlier ones.
+    row has it. Records of the same row in several parts are merged, later parts over earlier ones. Columns [S, T] of
+    parts made apart get the same T, zeros on the right.
     """
     place = {row: i for i, row in enumerate(rows)}
     pieces: dict[str, list[tuple[list[int], Tensor]]] = {}
@@ -118,8 +119,18 @@ def gather(parts: Sequence[tuple[Sequence[int], Batch]], rows: Sequence[int]) ->
             pieces.setdefault(name, []).append((target, column))
         for i, record in zip(target, chosen.records, strict=False):
             records[i].update(record)
-    columns = {name: _scatter(found, len(rows)) for name, found in pieces.items()}
-    return Batch({n: c for n, c in columns.items() if c is not None}, tuple(records))
+    scattered = {name: _scatter(found, len(rows)) for name, found in pieces.items()}
+    columns = {name: column for name, column in scattered.items() if column is not None}
+    width = max([column.shape[1] for name, column in columns.items() if _is_response(name, column)], default=0)
+    return Batch({n: _widen(c, width) if _is_response(n, c) else c for n, c in columns.items()}, tuple(records))
+
+
+def _is_response(name: str, column: Tensor) -> bool:
+    return column.ndim == 2 and name != "prompt_ids"
+
+
+def _widen(column: Tensor, width: int) -> Tensor:
+    return torch.nn.functional.pad(column, (0, width - column.shape[1]))
 
 
 def _scatter(pieces: list[tuple[list[int], Tensor]], num_rows: int) -> Tensor | None:

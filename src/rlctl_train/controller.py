@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ import numpy as np
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from rlctl_train.batch_ref import BatchRef, Part, choose
 from rlctl_train.cluster import collect
-from rlctl_train.config.algo import PpoConfig, SftConfig
+from rlctl_train.config.algo import DapoConfig, PpoConfig, SftConfig
 from rlctl_train.data.balance import balance
 from rlctl_train.data.loader import PromptRow, supervised_rows
 from rlctl_train.health import check_logprob_gap
@@ -34,49 +34,27 @@ from rlctl_train.workers import EngineWorker, RolloutWorker, WorkerSpec
 Metrics = dict[str, float]
 
 
-@dataclass(frozen=True)
-class Part:
-    """One object in the store: a Batch that holds some columns of some rows."""
-
-    rows: tuple[int, ...]
-    ref: ray.ObjectRef
-
-
-@dataclass(frozen=True)
-class BatchRef:
-    """A batch as the controller sees it: where its columns lie, how long its rows are, and their plain records."""
-
-    parts: tuple[Part, ...]
-    lengths: np.ndarray
-    """[S, 2] prompt and response lengths, in tokens."""
-    records: tuple[dict[str, Any], ...]
-    group_size: int
-    """Consecutive rows that answer the same prompt."""
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def plus(self, *parts: Part) -> BatchRef:
-        """Return the batch with further columns."""
-        return replace(self, parts=self.parts + parts)
-
-    def arguments(self) -> tuple[Any, ...]:
-        """Return the layout and the references, as workers take them."""
-        return [part.rows for part in self.parts], *(part.ref for part in self.parts)
-
-
 class Controller:
     """Owns the actors of one run."""
 
-    def __init__(self, spec: WorkerSpec, materials: Materials, layout: Layout, status: Status) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        materials: Materials,
+        layout: Layout,
+        status: Status,
+        draw: Callable[[int], list[PromptRow]],
+    ) -> None:
         self._spec, self._config, self._materials, self._status = spec, spec.config, materials, status
-        self._layout = layout
+        self._layout, self._draw = layout, draw
         self.step = 0
         self.version = -1
         self.first_step = True
         """Whether the next step is the first of this process: its log-probabilities are always compared."""
         self._rollout_is_stale = True
         self._metrics: Metrics = {}
+        self._numbered = (0, 0)
+        """A step, and how many rows it has generated so far."""
         self._engines: dict[str, list[Any]] = {}
         self._rollouts: list[Any] = []
         self._scorer: Any = None
@@ -143,12 +121,12 @@ class Controller:
             ignore_eos=rollout.ignore_eos,
             seed=self._config.seed * 1_000_003 + self.step,
         )
-        batch = self._sample(prompts, algo.group_size, sampling)
-        lengths = batch.lengths
-        self._metrics |= {
-            "perf/total_num_tokens": float(lengths.sum()),
-            "perf/response_tokens": float(lengths[:, 1].sum()),
-        }
+        # A step may generate several times: rows go on counting, so that their seeds and groups differ.
+        first = self._rows_so_far
+        batch = self._sample(prompts, algo.group_size, sampling, first)
+        self._numbered = (self.step, first + len(batch))
+        self._add("perf/total_num_tokens", float(batch.lengths.sum()))
+        self._add("perf/response_tokens", float(batch.lengths[:, 1].sum()))
         return batch
 
     def sample_greedy(self, prompts: Sequence[PromptRow], temperature: float) -> BatchRef:
@@ -160,7 +138,9 @@ class Controller:
         )
         return self._sample(prompts, 1, sampling)
 
-    def _sample(self, prompts: Sequence[PromptRow], group_size: int, sampling: Sampling) -> BatchRef:
+    def _sample(
+        self, prompts: Sequence[PromptRow], group_size: int, sampling: Sampling, first_row: int = 0
+    ) -> BatchRef:
         with self._phase("generate", "gen"):
             rows = [row for row in prompts for _ in range(group_size)]
             engines = self._rollout_engines()
@@ -170,9 +150,9 @@ class Controller:
             for (leader, *others), share in zip(engines, shares, strict=True):
                 if not share:
                     continue
-                texts, numbers = [rows[i].prompt_ids for i in share], list(share)
+                texts, numbers = [rows[i].prompt_ids for i in share], [first_row + i for i in share]
                 ref, sizes = leader.generate.options(num_returns=2).remote(
-                    texts, [i // group_size for i in share], numbers, sampling
+                    texts, [number // group_size for number in numbers], numbers, sampling
                 )
                 followed += [other.follow.remote(texts, numbers, sampling) for other in others]
                 parts.append(Part(tuple(share), ref))
@@ -189,8 +169,32 @@ class Controller:
             ref, metrics = self._scorer.score.options(num_returns=2).remote(
                 rows, list(batch.records), *batch.arguments()
             )
-            self._metrics |= ray.get(metrics)
+            self._add_grades(ray.get(metrics), len(batch))
         return batch.plus(Part(tuple(rows), ref))
+
+    @property
+    def max_rounds(self) -> int:
+        """The most times a step may generate."""
+        assert isinstance(self._config.algo, DapoConfig)
+        return self._config.algo.max_rounds
+
+    def more_prompts(self, num: int) -> list[PromptRow]:
+        """Draw the next prompts of the training data."""
+        return self._draw(num)
+
+    def scores(self, batch: BatchRef) -> list[list[float]]:
+        """Return the score of every response, one list a prompt."""
+        scored = batch.parts[-1]
+        scores = ray.get(self._scorer.scores.remote(scored.ref))
+        return [scores[i : i + batch.group_size] for i in range(0, len(scores), batch.group_size)]
+
+    def choose(self, groups: Sequence[tuple[BatchRef, Sequence[int]]]) -> BatchRef:
+        """Make one batch of the named groups of several batches, in the order given."""
+        return choose(groups)
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Add metrics of the step."""
+        self._metrics |= metrics
 
     def logprobs(self, batch: BatchRef) -> BatchRef:
         """Add `old_logp` where it is not simply the update's own, and `ref_logp` where there is a reference."""
@@ -377,13 +381,26 @@ class Controller:
         if self._spec.device != "cpu" and self._config.placement == "colocated":
             collect([getattr(actor, verb).remote() for actor in self._rollouts])
 
+    @property
+    def _rows_so_far(self) -> int:
+        step, rows = self._numbered
+        return rows if step == self.step else 0
+
+    def _add(self, name: str, value: float) -> None:
+        self._metrics[name] = self._metrics.get(name, 0.0) + value
+
+    def _add_grades(self, metrics: Metrics, num_rows: int) -> None:
+        """Take in what grading `num_rows` responses showed: errors add up, means become those of the whole step."""
+        share = num_rows / max(self._rows_so_far, num_rows)
+        for name, value in metrics.items():
+            self._add(name, value if name == "reward/errors" else share * (value - self._metrics.get(name, 0.0)))
+
     @contextmanager
     def _phase(self, phase: str, timing: str) -> Iterator[None]:
         self._status.update(phase=phase)
         start = time.perf_counter()
         yield
-        name = f"timing_s/{timing}"
-        self._metrics[name] = self._metrics.get(name, 0.0) + time.perf_counter() - start
+        self._add(f"timing_s/{timing}", time.perf_counter() - start)
 
 
 def _start_together(ranks: list[Any]) -> list[ray.ObjectRef]:

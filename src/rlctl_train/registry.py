@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 ALGOS = {
+    "dapo": "rlctl_train.algos.dapo:Dapo",
     "grpo": "rlctl_train.algos.grpo:Grpo",
     "ppo": "rlctl_train.algos.ppo:Ppo",
 }
 FLOWS = {
+    "dapo": "rlctl_train.flows.dapo:step",
     "grpo": "rlctl_train.flows.on_policy:step",
     "ppo": "rlctl_train.flows.on_policy:step",
     "sft": "rlctl_train.flows.supervised:step",

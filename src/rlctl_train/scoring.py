@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from rlctl_train.algos.dapo import overlong_penalty
 from rlctl_train.algos.kl_control import KlController
 from rlctl_train.batch import Batch, gather
 from rlctl_train.config import RunConfig
-from rlctl_train.config.algo import SftConfig
+from rlctl_train.config.algo import DapoConfig, SftConfig
 from rlctl_train.registry import ALGOS, load
 from rlctl_train.rewards.pool import Grade, GradedSample, GraderPool
 from rlctl_train.telemetry.batch_metrics import batch_metrics
@@ -32,6 +33,8 @@ class ScoreWorker:
         self._algo = None if isinstance(algo, SftConfig) else load(ALGOS, algo.type)(algo)
         penalty = None if isinstance(algo, SftConfig) else algo.kl_in_reward
         self._kl = None if penalty is None else KlController(penalty)
+        longest = config.rollout.max_response_tokens
+        self._overlong = overlong_penalty(algo, longest) if isinstance(algo, DapoConfig) else None
 
     def pid(self) -> int:
         """Return the process id of this worker."""
@@ -68,11 +71,18 @@ class ScoreWorker:
         ]
         return Batch({"score": score, "rewards": rewards}, tuple(graded)), _grade_metrics(grades)
 
+    def scores(self, scored: Batch) -> list[float]:
+        """Return the scores of what `score` returned, row by row."""
+        return scored["score"].tolist()
+
     def advantages(self, rows: list[int], layout: Layout, *parts: Batch) -> tuple[Batch, dict[str, float]]:
         """Return columns `rewards`, `advantages` (and `returns`), and the metrics of the whole batch."""
         assert self._algo is not None
         batch = gather(list(zip(layout, parts, strict=True)), rows)
         metrics: dict[str, float] = {}
+        if self._overlong is not None:
+            rewards, metrics["reward/overlong_penalty"] = self._overlong.apply(batch)
+            batch = batch.with_columns(rewards=rewards)
         if self._kl is not None:
             rewards, kl = self._kl.apply(batch)
             metrics |= {"actor/reward_kl_penalty": kl, "actor/reward_kl_penalty_coeff": self._kl.coef}

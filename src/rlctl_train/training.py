@@ -85,13 +85,13 @@ class Stage:
         config, plan = context.config, context.plan
         materials = self._materials
         spec = WorkerSpec(config, plan, materials.model_path, materials.tokenizer_path, num_updates(config))
-        self._run = Controller(spec, self._materials, lay_out(plan, config), self._status)
         self._num_devices = max(plan.trainer_devices, plan.rollout_devices)
         self._flow = load(FLOWS, config.algo.type)
         self._store = CheckpointStore(self._files.checkpoints, config.checkpoint.keep_last)
         self._loader = PromptLoader(
             self._materials.train_path, self._materials.tokenizer, config.data, config.seed, needs=_needs(config)
         )
+        self._run = Controller(spec, self._materials, lay_out(plan, config), self._status, self._loader.next_batch)
         self._val_rows = self._read_val_rows()
         self._saved_step = 0
         self.totals = Totals()

@@ -8,7 +8,7 @@ from torch import Tensor
 from rlctl_train.algos.clip import clipped_loss
 from rlctl_train.algos.ops import Advantages, select
 from rlctl_train.batch import Batch
-from rlctl_train.config.algo import GrpoConfig
+from rlctl_train.config.algo import DapoConfig, GrpoConfig
 
 STD_EPS = 1e-6
 
@@ -16,7 +16,7 @@ STD_EPS = 1e-6
 class Grpo:
     """Advantage of a response: its score against the other responses to the same prompt."""
 
-    def __init__(self, config: GrpoConfig) -> None:
+    def __init__(self, config: GrpoConfig | DapoConfig) -> None:
         self.config = config
 
     def advantages(self, batch: Batch) -> Advantages:

@@ -72,16 +72,41 @@ class _PolicyGradient(Config):
         return tuple(roles)
 
 
-class GrpoConfig(_PolicyGradient):
-    """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300)."""
-
-    type: Literal["grpo"] = "grpo"
+class _GroupRelative(_PolicyGradient):
     group_size: Annotated[int, Field(ge=2)] = 8
     """Responses sampled per prompt; the group is the baseline."""
     normalize_std: bool = True
     """Divide by the group's standard deviation; false gives Dr.GRPO's advantage (arXiv:2503.20783)."""
     kl_in_reward: KlInReward | None = None
     """KL penalty inside the reward; unset turns it off."""
+
+
+class GrpoConfig(_GroupRelative):
+    """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300)."""
+
+    type: Literal["grpo"] = "grpo"
+
+
+class DapoConfig(_GroupRelative):
+    """Decoupled clip and dynamic sampling policy optimisation (Yu et al. 2025, arXiv:2503.14476)."""
+
+    type: Literal["dapo"] = "dapo"
+    group_size: Annotated[int, Field(ge=2)] = 16
+    """Responses sampled per prompt; the group is the baseline."""
+    clip_high: PositiveFloat = 0.28
+    """Upper clip: the probability ratio is held below 1 + clip_high; above clip_low, so that rare tokens can grow."""
+    dual_clip: Annotated[float, Field(gt=1)] | None = None
+    """Bound on the loss of tokens with negative advantage, as a multiple of the advantage; unset turns it off."""
+    max_rounds: PositiveInt = 10
+    """Generation rounds of a step at most: groups of equal scores are left out and replaced by new prompts' groups.
+
+    A step still short after them is filled up with groups left out; 1 replaces nothing."""
+    overlong_buffer_tokens: PositiveInt | None = None
+    """Last tokens before `rollout.max_response_tokens` in which the penalty on length grows from 0 to its full size.
+
+    Unset takes a fifth of `rollout.max_response_tokens`, at least one token."""
+    overlong_penalty: NonNegativeFloat = 1.0
+    """Taken off the reward of a response of `rollout.max_response_tokens`; 0 turns the penalty on length off."""
 
 
 class PpoConfig(_PolicyGradient):
@@ -115,5 +140,5 @@ class SftConfig(Config):
         return ("actor",)
 
 
-AlgoConfig = Annotated[GrpoConfig | PpoConfig | SftConfig, Field(discriminator="type")]
-RlConfig = GrpoConfig | PpoConfig
+AlgoConfig = Annotated[GrpoConfig | DapoConfig | PpoConfig | SftConfig, Field(discriminator="type")]
+RlConfig = GrpoConfig | DapoConfig | PpoConfig

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rlctl_train.config.algo import SftConfig
+from rlctl_train.config.algo import DapoConfig, SftConfig
 from rlctl_train.config.data import ArithmeticData
 from rlctl_train.config.model import RandomModel
 from rlctl_train.config.rollout import VllmRollout
@@ -152,6 +152,12 @@ def _losses(config: RunConfig) -> Iterator[Problem]:
                 "remove the warm_start section",
             )
         return
+    longest = config.rollout.max_response_tokens
+    if isinstance(algo, DapoConfig) and (algo.overlong_buffer_tokens or 0) > longest:
+        yield Problem(
+            "algo.overlong_buffer_tokens", algo.overlong_buffer_tokens,
+            f"is more than rollout.max_response_tokens={longest}", f"use at most {longest}",
+        )  # fmt: skip
     if algo.aggregation_norm is not None and algo.aggregation != "seq-mean-token-sum-norm":
         yield Problem(
             "algo.aggregation_norm", algo.aggregation_norm,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from rlctl_train.data.loader import PromptRow
@@ -56,4 +56,29 @@ class RolloutRun(Protocol):
 
     def sync(self) -> None:
         """Hand the policy's weights to the rollout engines."""
+        ...
+
+
+class ResamplingRun(RolloutRun, Protocol):
+    """What a flow may ask for that generates several times a step and chooses from what came."""
+
+    @property
+    def max_rounds(self) -> int:
+        """The most times a step may generate."""
+        ...
+
+    def more_prompts(self, num: int) -> Sequence[PromptRow]:
+        """Draw the next prompts of the training data; a checkpoint remembers how far it was read."""
+        ...
+
+    def scores(self, batch: BatchRef) -> list[list[float]]:
+        """Return the score of every response, one list a prompt."""
+        ...
+
+    def choose(self, groups: Sequence[tuple[BatchRef, Sequence[int]]]) -> BatchRef:
+        """Make one batch of the named groups (by number) of several batches, in the order given."""
+        ...
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Add metrics of the step."""
         ...
