@@ -47,7 +47,8 @@ def test_eight_910b3(tmp_path: Path):
     assert (device.name, device.catalogue, device.architecture) == ("910B3", "910b3-64gb", "Ascend910B3")
     assert (device.memory_gib, device.partition, device.pci) == (64.0, None, "0000:02:00.0")
     assert found.facts["ascend.npu_smi"].value == "24.1.0"
-    assert found.facts["ascend.used"].value == ["NPU 3: 50.0 GiB"]
+    used = found.facts["ascend.used_gib"]
+    assert (used.value["3"], used.error) == (3.23, "already in use: NPU 3: 50.0 GiB")
 
 
 def test_sixteen_dies_of_an_a3(tmp_path: Path):
@@ -64,7 +65,7 @@ def test_a_container_with_one_die_does_not_count_its_twin(tmp_path: Path):
     commands = {"npu-smi info": fixture("ascend/info_a3_container.txt")}
     found = survey(make_host(tmp_path, device_files([3]), commands))
     assert indices(found) == [3]
-    assert "NPU 2: no /dev/davinci file" in str(found.facts["ascend.physical"].error)
+    assert "not given to this process: NPU 2 " in str(found.facts["ascend.physical"].error)
 
 
 def test_a_container_with_one_npu(tmp_path: Path):
@@ -117,7 +118,7 @@ def test_an_npu_in_alarm_is_left_out_and_named(tmp_path: Path):
     commands = A2 | {"npu-smi info": fixture("ascend/info_a2_alarm.txt")}
     found = survey(make_host(tmp_path, device_files(range(8)), commands))
     assert indices(found) == [0, 1, 3, 4, 5, 6, 7]
-    assert "2 (Alarm), 6 (Warning)" in str(found.facts["ascend.physical"].error)
+    assert found.facts["ascend.physical"].error == "in error: NPU 2 (Alarm); with a warning: NPU 6"
     assert "NPU 2 is left out" in str(found.facts["ascend.visible"].error)
     assert found.islands == (tuple(range(7)),)
 
@@ -127,7 +128,8 @@ def test_a_driver_that_refuses_says_what_to_do(tmp_path: Path):
     found = survey(make_host(tmp_path, device_files(range(8)), {"npu-smi info": told}))
     assert found.kind == "cpu"
     fact = found.facts["ascend.physical"]
-    assert len(fact.value) == 8
+    assert (fact.value, len(found.facts["ascend.missing"].value)) == ([], 8)
+    assert found.facts["ascend.driver"].value == "loaded"
     assert "-8005" in str(fact.error) and "reboot" in str(fact.error)
 
 
@@ -141,7 +143,19 @@ def test_cards_without_their_driver_are_seen_on_the_bus(tmp_path: Path):
 def test_a_container_without_the_manager_is_told(tmp_path: Path):
     found = survey(make_host(tmp_path, {"/dev/davinci0": ""}))
     assert "--device=/dev/davinci_manager" in str(found.facts["ascend.physical"].error)
-    assert found.facts["ascend.physical"].value == ["0: unknown"]
+    assert found.facts["ascend.missing"].value == ["/dev/davinci0"]
+
+
+def test_an_npu_that_the_tool_does_not_show_is_missed(tmp_path: Path):
+    commands = A3 | {"npu-smi info": fixture("ascend/info_a3_container.txt")}
+    found = survey(make_host(tmp_path, device_files([2, 3, 4]), commands))
+    assert (indices(found), found.facts["ascend.missing"].value) == ([2, 3], ["/dev/davinci4"])
+
+
+def test_a_tool_that_is_not_on_the_path_is_found_where_the_driver_puts_it(tmp_path: Path):
+    files = device_files(range(8)) | {"/usr/local/sbin/npu-smi": ""}
+    found = survey(make_host(tmp_path, files, {f"/usr/local/sbin/{line}": text for line, text in A2.items()}))
+    assert (len(found.devices), found.islands) == (8, (tuple(range(8)),))
 
 
 def test_a_machine_without_ascend_has_no_npu(tmp_path: Path):

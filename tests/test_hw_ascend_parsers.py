@@ -24,7 +24,7 @@ def chips(name: str) -> tuple[Chip, ...]:
 def test_a2_has_the_chip_alone_in_its_column():
     found = chips("info_a2_910b3.txt")
     assert [chip.npu_id for chip in found] == list(range(8))
-    assert found[7] == Chip(7, 0, "910B3", "OK", "0000:42:00.0", None, 0, 65536)
+    assert found[7] == Chip(7, 0, "910B3", "OK", "0000:42:00.0", None, 0, 65536, 3307)
     assert found[7].memory_mib == 65536
 
 

@@ -21,6 +21,11 @@ def visible(root: Path, **env: str) -> Hardware:
     return survey(make_host(root, kfd_files(CARDS, 191.984375), env=env))
 
 
+def on_bus(address: str) -> dict[str, str]:
+    bus = f"/sys/bus/pci/devices/{address}"
+    return {f"{bus}/vendor": "0x1002\n", f"{bus}/class": "0x120000\n"}
+
+
 def indices(found: Hardware) -> list[int]:
     return [device.index for device in found.devices]
 
@@ -135,7 +140,8 @@ def test_nodes_that_may_not_be_read_belong_to_others(tmp_path: Path):
     (tmp_path / NODES.lstrip("/") / "4").mkdir(parents=True)
     found = survey(make_host(tmp_path, files))
     assert indices(found) == [0, 1, 3, 4, 5, 6, 7]
-    assert str(found.facts["rocm.physical"].error).startswith("GPU 2:")
+    assert str(found.facts["rocm.physical"].error).startswith("not given to this process: GPU 2 ")
+    assert "rocm.missing" not in found.facts
 
 
 def test_a_gpu_without_its_render_node_cannot_be_used(tmp_path: Path):
@@ -161,12 +167,25 @@ def test_a_device_file_that_may_not_be_opened_names_the_group(tmp_path: Path, fi
 
 
 def test_a_card_without_its_driver_is_seen_on_the_bus(tmp_path: Path):
-    bus = "/sys/bus/pci/devices/0000:05:00.0"
-    files = {f"{bus}/vendor": "0x1002\n", f"{bus}/class": "0x120000\n", f"{bus}/device": "0x74a1\n"}
-    found = survey(make_host(tmp_path, files, {f"{STATIC}": "ERROR:root:Unable to detect any GPU devices\n"}))
+    found = survey(
+        make_host(tmp_path, on_bus("0000:05:00.0"), {f"{STATIC}": "ERROR:root:Unable to detect any GPU devices\n"})
+    )
     assert found.kind == "cpu"
     error = str(found.facts["rocm.physical"].error)
     assert "amdgpu is not loaded" in error and "Unable to detect" in error
+
+
+def test_a_card_that_fell_from_the_driver_is_missed(tmp_path: Path):
+    files = kfd_files(CARDS[:7], 191.98)
+    for card in range(8):
+        files |= on_bus(f"0000:{card + 1:02x}:00.0")
+    assert survey(make_host(tmp_path, files)).facts["rocm.missing"].value == ["0000:08:00.0"]
+
+
+def test_a_tool_that_is_not_on_the_path_is_found_where_rocm_lies(tmp_path: Path):
+    printed = {f"/opt/rocm/bin/{STATIC}": fixture("amd/amd_smi_static_gpu_data.json")}
+    found = survey(make_host(tmp_path, {"/opt/rocm/bin/amd-smi": ""}, printed))
+    assert len(found.devices) == 2
 
 
 def test_a_machine_without_amd_says_so_in_a_few_words(tmp_path: Path):

@@ -54,6 +54,8 @@ class Physical:
     errors: tuple[str, ...] = ()
     links: tuple[Link, ...] = ()
     driver: str | None = None
+    missing: tuple[str, ...] = ()
+    """Addresses of cards on the bus that the driver does not show."""
 
 
 @dataclass(frozen=True)

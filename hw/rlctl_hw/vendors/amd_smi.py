@@ -12,6 +12,7 @@ from typing import Any
 from rlctl_hw.host import Host, first_line
 from rlctl_hw.vendors.amd_gpu import Answer, Gpu, uuid_of
 from rlctl_hw.vendors.loose_json import number, parse_document, records, words
+from rlctl_hw.vendors.tools import ROCM_FOLDERS, run_tool
 
 STATIC = ("amd-smi", "static", "--asic", "--bus", "--vram", "--driver", "--json")
 TOPOLOGY = ("amd-smi", "topology", "--json")
@@ -21,11 +22,16 @@ GIB = 2**30
 
 def read(host: Host) -> Answer:
     """Ask for what the GPUs are; `amd-smi` may answer with a message and exit code 0."""
-    result = host.run(list(STATIC))
+    result = run_tool(host, STATIC, ROCM_FOLDERS)
     answer = parse_static(result.stdout)
     if answer.gpus:
         return answer
     return Answer((), "amd-smi", (result.error or f"amd-smi: {first_line(result.stdout) or 'said nothing'}",))
+
+
+def read_links(host: Host) -> dict[tuple[int, int], str]:
+    """Ask for the ways between the GPUs."""
+    return parse_topology(run_tool(host, TOPOLOGY, ROCM_FOLDERS).stdout)
 
 
 def parse_static(text: str) -> Answer:

@@ -14,15 +14,12 @@ from rlctl_hw.host import Found, Host
 from rlctl_hw.topology import among, islands
 from rlctl_hw.types import Device, Fact, Link
 from rlctl_hw.vendors import npu_smi
-from rlctl_hw.vendors.ascend_software import read_versions
+from rlctl_hw.vendors.ascend_software import MANAGER, read_versions
 from rlctl_hw.vendors.ascend_visible import select_visible
 from rlctl_hw.vendors.npu_smi import Board, Chip, Mapped, Table
-from rlctl_hw.vendors.pci import find_on_bus
+from rlctl_hw.vendors.pci import find_npus
 
 MIB_PER_GIB = 1024
-NPU_CLASSES = ("0x12",)
-"""PCI class of processing accelerators."""
-MANAGER = "/dev/davinci_manager"
 DAVINCI = re.compile(r"/dev/davinci(\d{1,4})")
 BARE_A3 = "Ascend910"
 """What `npu-smi info` calls every die of an A3; the board tells which one it is."""
@@ -54,9 +51,9 @@ def probe(host: Host) -> Found:
     devices, notes = _devices(here[place] for place in visible.places)
     links = _links(host, npus, devices) if len(devices) > 1 else ()
     facts = read_versions(host) | {
-        "ascend.npu_smi": Fact(table.version, "npu-smi info", None if table.version else "did not say"),
+        "ascend.npu_smi": Fact(table.version, "npu-smi info", None if table.version else "; ".join(table.errors)),
         "ascend.physical": Fact(
-            [f"{npu.index}: {npu.chip.name}" for npu in npus] or [f"{index}: unknown" for index in present],
+            [f"{npu.index}: {npu.chip.name}" for npu in npus],
             "npu-smi info" if npus else "/dev/davinci*",
             "; ".join(_trouble(host, table, npus, present)) or None,
         ),
@@ -66,8 +63,10 @@ def probe(host: Host) -> Found:
             "; ".join([*visible.notes, *notes]) or None,
         ),
     }
-    if users := _users(table, npus):
-        facts["ascend.used"] = Fact(users, "npu-smi info", f"already in use: {'; '.join(users)}")
+    if npus:
+        facts["ascend.used_gib"] = _used(table, npus)
+    if lost := [f"/dev/davinci{number}" for number in present if number not in {npu.index for npu in npus}]:
+        facts["ascend.missing"] = Fact(lost, "/dev/davinci*", "device files of NPUs that npu-smi does not show")
     if len(devices) > 1 and not links:
         facts["ascend.links"] = Fact(None, "npu-smi info -t topo", "the ways between NPUs are unknown")
     return Found(devices, facts, links, islands(len(devices), links) if links else ())
@@ -115,7 +114,7 @@ def _physical_numbers(host: Host, chips: Sequence[Chip], present: Sequence[int])
         return list(present)
     if complete:
         return printed
-    mapped = npu_smi.parse_mapping(host.run(list(npu_smi.MAPPING)).stdout)
+    mapped = npu_smi.read_mapping(host)
     return [_mapped_number(chip, mapped, place) for place, chip in enumerate(chips)]
 
 
@@ -153,7 +152,7 @@ def _device(npu: Npu, memory_gib: float) -> Device:
 
 
 def _links(host: Host, npus: Sequence[Npu], devices: Sequence[Device]) -> tuple[Link, ...]:
-    kinds = npu_smi.parse_topology(host.run(list(npu_smi.TOPOLOGY)).stdout)
+    kinds = npu_smi.read_topology(host)
     numbers = {number for pair in kinds for number in pair}
     indices = {npu.index: npu.index for npu in npus}
     cards = {npu.chip.npu_id: npu.index for npu in npus}
@@ -167,28 +166,34 @@ def _links(host: Host, npus: Sequence[Npu], devices: Sequence[Device]) -> tuple[
     return among([device.index for device in devices], found)
 
 
-def _users(table: Table, npus: Sequence[Npu]) -> list[str]:
+def _used(table: Table, npus: Sequence[Npu]) -> Fact:
+    """Return what is taken; the driver's own share varies, so only processes that are listed count as use."""
+    used = {str(npu.index): round(npu.chip.used_mib / MIB_PER_GIB, 2) for npu in npus if npu.chip.used_mib is not None}
     taken: dict[int, int] = {}
     for process in table.processes:
         for npu in npus:
             if (npu.chip.npu_id, npu.chip.chip_id) == (process.npu_id, process.chip_id):
                 taken[npu.index] = taken.get(npu.index, 0) + process.memory_mib
-    return [f"NPU {index}: {mib / MIB_PER_GIB:.1f} GiB" for index, mib in sorted(taken.items())]
+    busy = [f"NPU {index}: {mib / MIB_PER_GIB:.1f} GiB" for index, mib in sorted(taken.items())]
+    return Fact(used, "npu-smi info", f"already in use: {', '.join(busy)}" if busy else None)
 
 
 def _trouble(host: Host, table: Table, npus: Sequence[Npu], present: Sequence[int]) -> list[str]:
     missing = [str(npu.index) for npu in npus if npu.index not in present]
-    ill = [f"{npu.index} ({npu.chip.health})" for npu in npus if npu.chip.health not in ("OK", "NA", "-")]
+    broken = [f"{npu.index} ({npu.chip.health})" for npu in npus if npu.chip.health not in WORKING]
+    warned = [str(npu.index) for npu in npus if npu.chip.health == "Warning"]
     told = list(table.errors)
     if any("-8005" in error for error in told):
         told.append(DCMI_HINT)
     if missing:
-        told.append(f"NPU {', '.join(missing)}: no /dev/davinci file here (a container's share?)")
-    if ill:
-        told.append(f"not in good health: NPU {', '.join(ill)}")
+        told.append(f"not given to this process: NPU {', '.join(missing)} (no /dev/davinci file: a container's share?)")
+    if broken:
+        told.append(f"in error: NPU {', '.join(broken)}")
+    if warned:
+        told.append(f"with a warning: NPU {', '.join(warned)}")
     if present and not host.exists(MANAGER):
         told.append(f"{MANAGER} is not here: {CONTAINER_HINT}")
-    on_bus = [] if present else find_on_bus(host, "0x19e5", NPU_CLASSES)
+    on_bus = [] if present else find_npus(host)
     if on_bus:
         told.insert(0, f"{len(on_bus)} Ascend NPUs are on the bus, but the driver shows none")
     return told

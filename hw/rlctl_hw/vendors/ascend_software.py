@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from rlctl_hw.host import Host
 from rlctl_hw.types import Fact
 
+MANAGER = "/dev/davinci_manager"
 INSTALL_RECORD = "/etc/ascend_install.info"
 DEFAULT_HOME = "/usr/local/Ascend"
 CANN_RECORD = "*-linux/ascend_toolkit_install.info"
@@ -19,9 +20,11 @@ def read_versions(host: Host) -> dict[str, Fact]:
     recorded = parse_record(host.read(INSTALL_RECORD) or "")
     home = recorded.get("Driver_Install_Path_Param") or DEFAULT_HOME
     return {
-        "ascend.driver": _version(host, [f"{home}/driver/version.info"], "Version", "the driver is not installed here"),
-        "ascend.firmware": _version(host, [f"{home}/firmware/version.info"], "Version", "not recorded here"),
-        "ascend.cann": _version(host, _cann_records(host, home), "version", "CANN is not installed here"),
+        "ascend.driver": _driver(host, f"{home}/driver/version.info"),
+        "ascend.firmware": _version(host, [f"{home}/firmware/version.info"], "Version")
+        or Fact(None, home, "not recorded here"),
+        "ascend.cann": _version(host, _cann_records(host, home), "version")
+        or Fact(None, home, "CANN is not installed here"),
     }
 
 
@@ -43,10 +46,18 @@ def _cann_records(host: Host, home: str) -> list[str]:
     return [*found, *(f"{folder}/ascend_nnae_install.info" for folder in homes)]
 
 
-def _version(host: Host, files: Iterable[str], key: str, missing: str) -> Fact:
-    files = list(files)
+def _driver(host: Host, file: str) -> Fact:
+    if known := _version(host, [file], "Version"):
+        return known
+    if host.exists(MANAGER):
+        # A container has the device files without the installation.
+        return Fact("loaded", MANAGER, f"{file} does not tell the version")
+    return Fact(None, file, "the driver is not installed here")
+
+
+def _version(host: Host, files: Iterable[str], key: str) -> Fact | None:
     for file in files:
         version = parse_record(host.read(file) or "").get(key)
         if version:
             return Fact(version, file)
-    return Fact(None, files[0], missing)
+    return None

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from rlctl_hw.host import CommandResult, Host, first_line
+from rlctl_hw.vendors.tools import ASCEND_FOLDERS, run_tool
 
 INFO = ("npu-smi", "info")
 MAPPING = ("npu-smi", "info", "-m")
@@ -36,6 +37,8 @@ class Chip:
     ddr_mib: int | None = None
     hbm_mib: int | None = None
     """None where there is no such column."""
+    used_mib: int | None = None
+    """Taken of what models are kept in, by whomever and by the driver itself."""
 
     @property
     def memory_mib(self) -> int | None:
@@ -85,7 +88,7 @@ class Board:
 
 def read(host: Host) -> Table:
     """Ask for the table; a message in its place becomes the error."""
-    result = host.run(list(INFO))
+    result = run_tool(host, INFO, ASCEND_FOLDERS)
     table = parse_info(result.stdout)
     if table.chips or table.errors:
         return table
@@ -94,9 +97,18 @@ def read(host: Host) -> Table:
 
 def read_board(host: Host, chip: Chip) -> Board:
     """Ask what a chip is."""
-    return parse_board(
-        host.run(["npu-smi", "info", "-t", "board", "-i", str(chip.npu_id), "-c", str(chip.chip_id)]).stdout
-    )
+    argv = ["npu-smi", "info", "-t", "board", "-i", str(chip.npu_id), "-c", str(chip.chip_id)]
+    return parse_board(run_tool(host, argv, ASCEND_FOLDERS).stdout)
+
+
+def read_mapping(host: Host) -> tuple[Mapped, ...]:
+    """Ask for the numbers of the chips."""
+    return parse_mapping(run_tool(host, MAPPING, ASCEND_FOLDERS).stdout)
+
+
+def read_topology(host: Host) -> dict[tuple[int, int], str]:
+    """Ask for the ways between the chips."""
+    return parse_topology(run_tool(host, TOPOLOGY, ASCEND_FOLDERS).stdout)
 
 
 def parse_info(text: str) -> Table:
@@ -211,6 +223,7 @@ def _chip(row: dict[str, str]) -> Chip | None:
         return None
     bus_id = row.get("Bus-Id", "").lower()
     device_id = _number(row.get("Phy-ID"))
+    ddr, hbm = _usage(row.get("Memory-Usage(MB)")), _usage(row.get("HBM-Usage(MB)"))
     return Chip(
         npu_id=npu_id,
         chip_id=chip_id,
@@ -218,14 +231,16 @@ def _chip(row: dict[str, str]) -> Chip | None:
         health=row.get("Health", "NA"),
         bus_id=bus_id if re.fullmatch(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", bus_id) else None,
         device_id=_number(row.get("Device")) if device_id is None else device_id,
-        ddr_mib=_total(row.get("Memory-Usage(MB)")),
-        hbm_mib=_total(row.get("HBM-Usage(MB)")),
+        ddr_mib=ddr[1],
+        hbm_mib=hbm[1],
+        used_mib=hbm[0] if hbm[1] else ddr[0],
     )
 
 
-def _total(usage: str | None) -> int | None:
-    """Return the part behind the slash of `3318/65536`."""
-    return _number((usage or "").partition("/")[2])
+def _usage(cell: str | None) -> tuple[int | None, int | None]:
+    """Read `3318/65536`: taken and total."""
+    used, _, total = (cell or "").partition("/")
+    return _number(used), _number(total)
 
 
 def _number(cell: str | None) -> int | None:

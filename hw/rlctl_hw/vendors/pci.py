@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rlctl_hw.host import Host
 
 BUS = "/sys/bus/pci/devices"
+AMD, HUAWEI = "0x1002", "0x19e5"
+DISPLAYS, ACCELERATORS = "0x03", "0x12"
+"""How class codes of display controllers and of processing accelerators begin."""
 
 
-def find_on_bus(host: Host, vendor: str, classes: Sequence[str]) -> dict[str, str]:
-    """Return the device ids by address of a vendor's devices whose class code starts with one of `classes`."""
-    found = {}
-    for address in host.listdir(BUS):
-        if host.read(f"{BUS}/{address}/vendor") != vendor:
-            continue
-        if (host.read(f"{BUS}/{address}/class") or "").startswith(tuple(classes)):
-            found[address] = host.read(f"{BUS}/{address}/device") or ""
-    return found
+def find_gpus(host: Host) -> list[str]:
+    """Return the addresses of AMD's GPUs; Instinct cards are accelerators, others display controllers."""
+    return _find(host, AMD, (DISPLAYS, ACCELERATORS))
+
+
+def find_npus(host: Host) -> list[str]:
+    """Return the addresses of Ascend's NPUs."""
+    return _find(host, HUAWEI, (ACCELERATORS,))
+
+
+def _find(host: Host, vendor: str, classes: tuple[str, ...]) -> list[str]:
+    return [
+        address
+        for address in host.listdir(BUS)
+        if host.read(f"{BUS}/{address}/vendor") == vendor
+        and (host.read(f"{BUS}/{address}/class") or "").startswith(classes)
+    ]

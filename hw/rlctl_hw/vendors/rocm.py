@@ -15,15 +15,13 @@ from rlctl_hw.topology import among, islands
 from rlctl_hw.types import Device, Fact, Link
 from rlctl_hw.vendors import amd_smi, kfd, rocm_smi, rocminfo
 from rlctl_hw.vendors.amd_gpu import Gpu, Physical, catalogue_of, name_of, product_of
-from rlctl_hw.vendors.pci import find_on_bus
+from rlctl_hw.vendors.pci import BUS, find_gpus
 from rlctl_hw.vendors.rocm_driver import read_driver
 from rlctl_hw.vendors.rocm_visible import Visible, select_visible
 
 GIB = 2**30
 IN_USE_GIB = 0.5
 """A GPU with more than this taken is somebody's: an idle MI300X has 0.3 GiB taken."""
-GPU_CLASSES = ("0x03", "0x12")
-"""PCI classes of display controllers and of processing accelerators."""
 MIN_CARD_GIB = 4.0
 """Less is a GPU inside a CPU or a display's: nothing is trained there, and the host does better without it."""
 WHOLE = (None, "SPX", "GCD")
@@ -42,14 +40,14 @@ def probe(host: Host) -> Found:
 
 def _from_tools(host: Host) -> Physical:
     errors: list[str] = []
-    for read, read_kinds in (
-        (amd_smi.read, lambda: amd_smi.parse_topology(host.run(list(amd_smi.TOPOLOGY)).stdout)),
-        (rocm_smi.read, lambda: rocm_smi.parse_links(host.run(["rocm-smi", "--showtopo"]).stdout)),
-        (rocminfo.read, dict),
+    for read, read_links in (
+        (amd_smi.read, amd_smi.read_links),
+        (rocm_smi.read, rocm_smi.read_links),
+        (rocminfo.read, lambda _: {}),
     ):
         answer = read(host)
         if answer.gpus:
-            links = _tool_links(read_kinds()) if len(answer.gpus) > 1 else ()
+            links = _tool_links(read_links(host)) if len(answer.gpus) > 1 else ()
             return Physical(answer.gpus, answer.gpus, answer.source, tuple(errors), links, answer.driver)
         errors.extend(answer.errors)
     return Physical((), (), kfd.NODES, _why_none(host, errors))
@@ -61,7 +59,7 @@ def _tool_links(kinds: dict[tuple[int, int], str]) -> tuple[Link, ...]:
 
 
 def _why_none(host: Host, errors: Sequence[str]) -> tuple[str, ...]:
-    on_bus = find_on_bus(host, "0x1002", GPU_CLASSES)
+    on_bus = find_gpus(host)
     told = [error for error in errors if not error.endswith("is not installed")]
     if on_bus and not host.exists("/sys/module/amdgpu"):
         return (f"{len(on_bus)} AMD GPUs are on the bus, but the driver amdgpu is not loaded: modprobe amdgpu", *told)
@@ -82,7 +80,7 @@ def _devices(gpus: Iterable[Gpu]) -> tuple[tuple[Device, ...], tuple[str, ...]]:
             devices.append(_device(gpu, memory_gib))
             assumed.extend([str(gpu.index)] if gpu.memory_gib is None else [])
     if assumed:
-        notes.append(f"GPU {', '.join(assumed)}: memory is assumed from devices.toml, the driver does not tell it")
+        notes.append(f"memory of GPU {', '.join(assumed)} is assumed from devices.toml: the driver does not tell it")
     return tuple(devices), tuple(notes)
 
 
@@ -128,6 +126,8 @@ def _facts(host: Host, physical: Physical, visible: Visible, devices: Iterable[D
     if used:
         busy = [f"GPU {index}: {gib:g} GiB" for index, gib in used.items() if gib > IN_USE_GIB]
         facts["rocm.used_gib"] = Fact(used, physical.source, f"already in use: {', '.join(busy)}" if busy else None)
+    if physical.missing:
+        facts["rocm.missing"] = Fact(list(physical.missing), BUS, "on the bus, but the driver does not show them")
     models = {name_of(gpu) for gpu in physical.gpus}
     if len(models) > 1:
         facts["rocm.mixed"] = Fact(sorted(models), physical.source, "GPUs differ: a run is planned for the smallest")

@@ -11,6 +11,7 @@ from rlctl_hw.host import Host
 from rlctl_hw.types import Link
 from rlctl_hw.vendors import amd_smi, kfd
 from rlctl_hw.vendors.amd_gpu import Answer, Gpu, Physical, product_of, uuid_of
+from rlctl_hw.vendors.pci import find_gpus
 
 GIB = 2**30
 KFD = "/dev/kfd"
@@ -31,10 +32,13 @@ def read_driver(host: Host) -> Physical | None:
         gpus = _with_printed_names(gpus, amd_smi.read(host))
     if topology.hidden:
         hidden = ", ".join(str(order[number]) for number in topology.hidden)
-        errors.append(f"GPU {hidden}: the driver does not let this process read of it (a container's share?)")
+        errors.append(f"not given to this process: GPU {hidden} (a container's share?)")
     usable, locked = _openable(host, list(zip(gpus, topology.nodes, strict=True)))
     links = _driver_links(topology, order)
-    return Physical(tuple(gpus), usable, kfd.NODES, (*errors, *locked), links)
+    shown = {gpu.pci for gpu in gpus}
+    # Of the nodes that are not readable the addresses are unknown too.
+    missing = [] if topology.hidden else [address for address in find_gpus(host) if address not in shown]
+    return Physical(tuple(gpus), usable, kfd.NODES, (*errors, *locked), links, missing=tuple(missing))
 
 
 def _gpu(host: Host, node: kfd.Node, index: int, nodes: Sequence[kfd.Node]) -> Gpu:
@@ -105,9 +109,9 @@ def _openable(host: Host, gpus: Sequence[tuple[Gpu, kfd.Node]]) -> tuple[tuple[G
     for gpu, node in gpus:
         file = f"/dev/dri/renderD{node.render_minor}"
         if not host.exists(file):
-            errors.append(f"GPU {gpu.index}: {file} is not here")
+            errors.append(f"GPU {gpu.index} cannot be used: {file} is not here")
         elif not _may_open(host, file):
-            errors.append(f"GPU {gpu.index}: {file} may not be opened: add the user to the group render")
+            errors.append(f"GPU {gpu.index} cannot be used: {file} may not be opened; add the user to the group render")
         else:
             usable.append(gpu)
     return tuple(usable), tuple(errors)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from rlctl_hw.host import Host, first_line
 from rlctl_hw.vendors.amd_gpu import Answer, Gpu, uuid_of
 from rlctl_hw.vendors.loose_json import number, parse_document, words
+from rlctl_hw.vendors.tools import ROCM_FOLDERS, run_tool
 
 QUESTIONS = (
     "--showproductname",
@@ -36,7 +37,7 @@ def read(host: Host) -> Answer:
     """Ask for JSON, and for text where that brings no GPU."""
     first: str | None = None
     for arguments, parse in ((["--json"], parse_json), ([], parse_text)):
-        result = host.run(["rocm-smi", *QUESTIONS, *arguments])
+        result = run_tool(host, ["rocm-smi", *QUESTIONS, *arguments], ROCM_FOLDERS)
         answer = parse(result.stdout)
         if answer.gpus:
             return answer
@@ -44,6 +45,11 @@ def read(host: Host) -> Answer:
         if result.code is None:
             break
     return Answer((), "rocm-smi", (first or "rocm-smi: said nothing",))
+
+
+def read_links(host: Host) -> dict[tuple[int, int], str]:
+    """Ask for the ways between the GPUs."""
+    return parse_links(run_tool(host, ["rocm-smi", "--showtopo"], ROCM_FOLDERS).stdout)
 
 
 def parse_json(text: str) -> Answer:

@@ -9,6 +9,7 @@ from rlctl_hw.host import Host
 from rlctl_hw.vendors.amd_gpu import Answer, Gpu
 from rlctl_hw.vendors.kfd import pci_address
 from rlctl_hw.vendors.loose_json import number, words
+from rlctl_hw.vendors.tools import ROCM_FOLDERS, run_tool
 
 KIB_PER_GIB = 2**20
 TROUBLE = re.compile(r"not loaded|unable to open|permission denied|not member of|failed|error", re.IGNORECASE)
@@ -16,7 +17,7 @@ TROUBLE = re.compile(r"not loaded|unable to open|permission denied|not member of
 
 def read(host: Host) -> Answer:
     """Ask the runtime; its complaints about the driver and permissions become the errors."""
-    result = host.run(["rocminfo"])
+    result = run_tool(host, ["rocminfo"], ROCM_FOLDERS)
     answer = parse(result.stdout)
     if not answer.gpus and not answer.errors and result.error:
         return Answer((), "rocminfo", (result.error,))
