@@ -19,13 +19,20 @@ MOMENTS = {
     "logprob": forward.moments,
     "rollout": rollout.moments,
 }
-PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "kv_cache", "cuda_graphs")
 COMES_AND_GOES = ("activations", "logits")
 
 
 def estimate(setup: Setup) -> Estimate:
     """Return the memory of the fullest device; IllegalLayout where no framework runs the layout."""
-    return max(estimate_stages(setup), key=lambda found: found.device.gib)
+    found = estimate_stages(setup)
+    fullest = max(found, key=lambda stage: stage.device.gib)
+    return replace(
+        fullest,
+        peak=max((stage.peak for stage in found), key=_middle),
+        reserved=max((stage.reserved for stage in found), key=_middle),
+        steady=max((stage.steady for stage in found), key=_middle),
+        host_gib=max(stage.host_gib for stage in found),
+    )
 
 
 def estimate_stages(setup: Setup) -> tuple[Estimate, ...]:
@@ -35,10 +42,11 @@ def estimate_stages(setup: Setup) -> tuple[Estimate, ...]:
 
 
 def _stage_estimate(setup: Setup, stage: Stage) -> Estimate:
-    moment = max(MOMENTS[setup.task](setup, stage), key=lambda moment: moment.num_bytes)
+    moments = MOMENTS[setup.task](setup, stage)
+    moment = max(moments, key=lambda moment: moment.num_bytes)
     own = states(setup, stage)
     peak = _parts(moment.terms)
-    reserved = [*peak, *_parts(_allocator(setup, stage, moment, own))]
+    reserved = [*peak, *_parts((_unused_blocks(setup, stage, moments, own),))]
     device = [*reserved, *_parts((overheads.communication(setup), overheads.context(setup)))]
     return Estimate(
         peak=_band(peak),
@@ -51,18 +59,26 @@ def _stage_estimate(setup: Setup, stage: Stage) -> Estimate:
     )
 
 
-def _allocator(setup: Setup, stage: Stage, moment: Moment, own: States) -> tuple[Term, ...]:
-    """Return what the allocator holds beyond the peak.
+def _unused_blocks(setup: Setup, stage: Stage, moments: tuple[Moment, ...], own: States) -> Term:
+    """Return what the allocator holds beyond the peak: a share of what comes and goes, and gradients of another stream."""
+    passing = max(sum(_size(moment, name) for name in COMES_AND_GOES) for moment in moments)
+    peak = max(moment.num_bytes for moment in moments)
+    pooled = max(moment.num_bytes + _other_stream(setup, stage, moment, own) for moment in moments)
+    waste = overheads.FRAGMENTATION * passing + pooled - peak
+    return Term("fragmentation", waste, "blocks freed too late, too small or on another stream", "assumed")
 
-    FSDP2 reduces gradients on a stream of its own, whose blocks no other stream reuses, so that they add up with a
-    peak that comes before them.
-    """
-    sizes = {name: sum(term.num_bytes for term in moment.terms if term.name == name) for name in PARTS}
-    waste = overheads.FRAGMENTATION * sum(sizes[name] for name in COMES_AND_GOES)
-    if setup.engine == "fsdp2" and setup.task in ("sft", "update"):
-        room = max(0.0, gathered.limit(setup, stage) - sizes["buffers"])
-        waste += min(own.gradients.num_bytes - sizes["gradients"], room)
-    return (Term("fragmentation", waste, "blocks freed too late, too small or on another stream", "assumed"),)
+
+def _other_stream(setup: Setup, stage: Stage, moment: Moment, own: States) -> float:
+    """Return the gradients that a moment lacks. FSDP2 reduces on a stream of its own; blocks of one stream never serve
+    another, so that gradients add to activations that are freed before they come."""
+    if setup.engine == "megatron" or setup.task not in ("sft", "update"):
+        return 0.0
+    room = max(0.0, gathered.limit(setup, stage) - _size(moment, "buffers"))
+    return min(own.gradients.num_bytes - _size(moment, "gradients"), room)
+
+
+def _size(moment: Moment, name: str) -> float:
+    return sum(term.num_bytes for term in moment.terms if term.name == name)
 
 
 def _steady(setup: Setup, moment: Moment, own: States) -> tuple[Term, ...]:
@@ -82,6 +98,10 @@ def _parts(terms: tuple[Term, ...]) -> list[Part]:
             part = replace(bigger, gib=known.gib + part.gib, why=f"{bigger.why}; {smaller.why}" if smaller.gib else bigger.why)
         merged[term.name] = part
     return list(merged.values())
+
+
+def _middle(band: Band) -> float:
+    return band.gib
 
 
 def _band(parts: list[Part]) -> Band:

@@ -15,8 +15,7 @@ def moments(setup: Setup, stage: Stage) -> tuple[Moment, ...]:
     own = states(setup, stage)
     always = (own.weights, own.gradients, own.optimizer, overheads.workspace(setup), _buffers(setup, stage))
     tokens = activations.tokens(setup)
-    kinds = [moe for moe, count in ((False, stage.num_dense), (True, stage.num_moe)) if count]
-    layer = max(activations.forward_only(setup, moe=moe) for moe in kinds) + activations.gathered_inputs(setup)
+    layer = max(activations.forward_only(setup, moe=moe) for moe in stage.kinds) + activations.gathered_inputs(setup)
     head = activations.last_norm(setup)
     return (
         Moment("layer", (*always, Term("activations", layer * tokens, "one layer at work"))),

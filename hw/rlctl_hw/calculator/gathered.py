@@ -47,13 +47,8 @@ def accumulated_gradients(setup: Setup, stage: Stage) -> float:
 
 def largest_layer(setup: Setup, stage: Stage) -> float:
     """Return the parameters of the largest layer of a stage on a rank; experts are gathered together."""
-    sizes = []
-    if stage.num_dense:
-        sizes.append(layer_params(setup, moe=False).dense)
-    if stage.num_moe:
-        layer = layer_params(setup, moe=True)
-        sizes.append(layer.dense + layer.routed / setup.mesh.ep)
-    return max(sizes)
+    layers = (layer_params(setup, moe=moe) for moe in stage.kinds)
+    return max(layer.dense + layer.routed / setup.mesh.ep for layer in layers)
 
 
 def root_params(setup: Setup, stage: Stage) -> float:

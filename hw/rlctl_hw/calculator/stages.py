@@ -24,6 +24,11 @@ class Stage:
         """Return the layers of the stage."""
         return self.num_dense + self.num_moe
 
+    @property
+    def kinds(self) -> tuple[bool, ...]:
+        """Return whether its layers have experts: one kind, or both."""
+        return tuple(moe for moe, count in ((False, self.num_dense), (True, self.num_moe)) if count)
+
 
 def stages(setup: Setup) -> tuple[Stage, ...]:
     """Return the stages that can hold most: first and last, and the second, which lacks the embedding.

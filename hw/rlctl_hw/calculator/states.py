@@ -51,14 +51,12 @@ def states(setup: Setup, stage: Stage) -> States:
 def held_params(setup: Setup, stage: Stage) -> Held:
     """Return the parameters of a stage on one rank, before they are sharded over data-parallel ranks."""
     dense = tables(setup, stage) * table_params(setup) + stage.last * setup.shape.hidden_size
-    routed = 0.0
     if stage.num_dense:
         dense += stage.num_dense * layer_params(setup, moe=False).dense
-    if stage.num_moe:
-        layer = layer_params(setup, moe=True)
-        dense += stage.num_moe * layer.dense
-        routed = stage.num_moe * layer.routed / setup.mesh.ep
-    return Held(dense, routed)
+    if not stage.num_moe:
+        return Held(dense)
+    layer = layer_params(setup, moe=True)
+    return Held(dense + stage.num_moe * layer.dense, stage.num_moe * layer.routed / setup.mesh.ep)
 
 
 def tables(setup: Setup, stage: Stage) -> int:

@@ -72,25 +72,27 @@ def _in_backward(setup: Setup, stage: Stage) -> tuple[Term, ...]:
 
 def _layer_alone(setup: Setup, stage: Stage) -> Term:
     others = max(0.0, stage.in_flight - 1) * _layers_bytes(setup, stage)
-    if setup.activation_offload:
+    if setup.activation_offload and setup.recompute == "full":
         others = 0.0
-    work = _working_layer(setup, stage)
+    work = max(_layer_at_work(setup, moe) for moe in stage.kinds) * activations.tokens(setup)
     return Term("activations", others + work, "the first layer at work, and other micro-batches in flight")
 
 
 def _working_layer(setup: Setup, stage: Stage) -> float:
-    """Return a layer's recomputed tensors beyond what it kept, and the gradients inside its backward pass."""
-    needs = []
-    for moe, count in ((False, stage.num_dense), (True, stage.num_moe)):
-        if count:
-            again = activations.full_layer(setup, moe=moe).on_rank(setup) - activations.kept(setup, moe=moe)
-            needs.append(again + activations.backward_extra(setup, moe=moe) + activations.gathered_inputs(setup))
+    """Return what a layer at work has beyond what it kept."""
+    needs = (_layer_at_work(setup, moe) - activations.kept(setup, moe=moe) for moe in stage.kinds)
     return max(needs) * activations.tokens(setup)
 
 
+def _layer_at_work(setup: Setup, moe: bool) -> float:
+    """Return the bytes per token of a layer in its backward pass: all it keeps, gradients, whole inputs."""
+    everything = activations.full_layer(setup, moe=moe).on_rank(setup)
+    return everything + activations.backward_extra(setup, moe=moe) + activations.gathered_inputs(setup)
+
+
 def _layers_bytes(setup: Setup, stage: Stage) -> float:
-    per_token = stage.num_dense * activations.kept(setup, moe=False) if stage.num_dense else 0.0
-    per_token += stage.num_moe * activations.kept(setup, moe=True) if stage.num_moe else 0.0
+    counts = {False: stage.num_dense, True: stage.num_moe}
+    per_token = sum(counts[moe] * activations.kept(setup, moe=moe) for moe in stage.kinds)
     return per_token * activations.tokens(setup)
 
 
