@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rlctl_hw.host import CommandResult, Host
@@ -11,6 +12,7 @@ from rlctl_hw.vendors.nvidia_smi import (
     NO_CLUSTER,
     Fabric,
     parse_bus_id,
+    parse_kernel_version,
     parse_number,
     parse_query,
     parse_slice_memory,
@@ -167,6 +169,12 @@ def test_a_tool_without_the_version_option_shows_it_in_its_table():
     assert asked[-1] == ["nvidia-smi"]
 
 
+@pytest.mark.parametrize("kind", ["x86_64 Kernel Module", "Open Kernel Module for aarch64"])
+def test_the_kernels_file_names_the_driver(kind: str):
+    text = f"NVRM version: NVIDIA UNIX {kind}  570.86.10  Release Build\nGCC version:  gcc 13.3.0\n"
+    assert parse_kernel_version(text) == "570.86.10"
+
+
 def test_bus_addresses_are_those_of_sysfs():
     assert parse_bus_id("00000000:CB:00.0") == "0000:cb:00.0"
     assert parse_bus_id("00010001:02:00.0") is None
@@ -201,7 +209,15 @@ def test_numbers_and_refusals_are_told_apart():
 
 @given(st.text(max_size=200) | st.text(alphabet='GPU 0123:,.[]/A\n"inexame', max_size=200))
 def test_no_text_breaks_a_reader(text: str):
-    for parse in (parse_query, parse_slices, parse_slice_memory, parse_versions, parse_bus_id, parse_number):
+    for parse in (
+        parse_query,
+        parse_slices,
+        parse_kernel_version,
+        parse_slice_memory,
+        parse_versions,
+        parse_bus_id,
+        parse_number,
+    ):
         parse(text)
     parse_query(f"{HEADER}\n{text}")
     parse_unknown_field(text)

@@ -11,7 +11,7 @@ import typer
 from rlctl_hw.host import Host
 from rlctl_hw.probe import survey
 from rlctl_hw.record import recording, replay, save
-from rlctl_hw.types import Fact, Hardware
+from rlctl_hw.types import Device, Fact, Hardware
 
 from rlctl import render
 from rlctl.render import OutputOption
@@ -63,7 +63,7 @@ def _replayed(folder: Path) -> Host:
 
 def _show(found: Hardware) -> None:
     render.table(
-        ("DEVICE", "KIND", "NAME", "MEMORY GIB", "CATALOGUE", "PART", "BUS"),
+        ("DEVICE", "KIND", "NAME", "MEMORY GIB", "ARCH", "CATALOGUE", "PART", "BUS"),
         [(d.index, d.kind, d.name, round(d.memory_gib, 2), d.catalogue, d.partition, d.pci) for d in found.devices],
     )
     if len(found.devices) > 1:
@@ -84,6 +84,10 @@ def _show(found: Hardware) -> None:
     render.table(("HOST",), [(host,)])
     render.text("")
     render.table(("FACT", "VALUE", "SOURCE"), [(key, fact.value, _source(fact)) for key, fact in found.facts.items()])
+
+
+def _architecture(device: Device) -> str | None:
+    return device.architecture or device.compute_capability
 
 
 def _islands(found: Hardware) -> list[Sequence[Any]]:

@@ -22,6 +22,7 @@ from rlctl_hw.vendors.nvidia_smi import Answer, Gpu, MigSlice
 from rlctl_hw.visibility import Name, select
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+MODULE, KERNEL = "/sys/module/nvidia/version", "/proc/driver/nvidia/version"
 MIB_PER_GIB = 1024
 IN_USE_GIB = 0.5
 """A GPU with more than this taken is somebody's: a display or a monitor takes less."""
@@ -142,17 +143,12 @@ def _wiring(host: Host, answer: Answer, devices: Sequence[Device]) -> Wiring:
 
 
 def _facts(host: Host, answer: Answer, visible: Visible) -> dict[str, Fact]:
-    sysfs = host.read("/sys/module/nvidia/version")
-    told = next((gpu.driver_version for gpu in answer.gpus if gpu.driver_version), None)
+    driver = _driver(host, answer)
     errors = "; ".join(answer.errors) or None
-    if sysfs and not answer.gpus:
-        errors = f"the driver {sysfs} is loaded, but no GPU answered; {errors}"
+    if driver.value and not answer.gpus:
+        errors = f"the driver {driver.value} is loaded, but no GPU answered; {errors}"
     facts = {
-        "cuda.driver": Fact(
-            sysfs or told,
-            answer.source if told and not sysfs else "/sys/module/nvidia/version",
-            None if sysfs or told else "the NVIDIA driver is not loaded",
-        ),
+        "cuda.driver": driver,
         "cuda.physical": Fact([f"{gpu.index}: {gpu.name}" for gpu in answer.gpus], answer.source, errors),
         "cuda.visible": _visible(host, visible),
     }
@@ -164,6 +160,15 @@ def _facts(host: Host, answer: Answer, visible: Visible) -> dict[str, Fact]:
             None, "CUDA_DEVICE_ORDER", "GPUs differ and CUDA counts the fastest first; set CUDA_DEVICE_ORDER=PCI_BUS_ID"
         )
     return facts
+
+
+def _driver(host: Host, answer: Answer) -> Fact:
+    if version := host.read(MODULE):
+        return Fact(version, MODULE)
+    if version := nvidia_smi.parse_kernel_version(host.read(KERNEL) or ""):
+        return Fact(version, KERNEL)
+    told = next((gpu.driver_version for gpu in answer.gpus if gpu.driver_version), None)
+    return Fact(told, answer.source) if told else Fact(None, MODULE, "the NVIDIA driver is not loaded")
 
 
 def _unseen(host: Host, answer: Answer) -> dict[str, Fact]:

@@ -167,6 +167,12 @@ def parse_versions(text: str) -> dict[str, str]:
     return {names[found["what"].lower()]: found["number"] for found in VERSION.finditer(text)}
 
 
+def parse_kernel_version(text: str) -> str | None:
+    """Read /proc/driver/nvidia/version (`NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  …`)."""
+    found = re.search(r"^NVRM version:.*?\s(\d{3}(?:\.\d+)+)\s", text, re.MULTILINE)
+    return found.group(1) if found else None
+
+
 def parse_bus_id(text: str | None) -> str | None:
     """Return a PCI address as sysfs writes it (`00000000:CB:00.0` becomes `0000:cb:00.0`)."""
     found = re.fullmatch(r"0{0,4}([0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f])", (text or "").strip().lower())
