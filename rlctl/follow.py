@@ -105,9 +105,14 @@ def parse_rows(lines: list[str]) -> list[Row]:
     return rows
 
 
+def metric_rows(run: Run) -> list[Row]:
+    """Return all metric rows of a run; none before the first."""
+    return parse_rows(Tail(run.files.metrics).lines())
+
+
 def curves(run: Run) -> dict[str, list[tuple[int, float]]]:
     """Return (step, value) points of the run's two curves: held-out accuracy and training reward."""
-    rows = parse_rows(Tail(run.files.metrics).lines())
+    rows = metric_rows(run)
     found: dict[str, list[tuple[int, float]]] = {"held-out accuracy": [], "reward": []}
     for row in rows:
         if (value := accuracy(row)) is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from rlctl_hw.types import Plan
 
 from rlctl.spelling import unknown
 from rlctl_train.config.errors import LAUNCH, UserError
@@ -76,6 +77,14 @@ class Run:
     def config(self) -> dict[str, Any]:
         """Return the stored configuration as plain values."""
         return read_json(self.files.config)
+
+    def plan(self) -> Plan:
+        """Return the plan the run was started with."""
+        try:
+            return Plan.from_json(read_json(self.files.plan))
+        except (KeyError, TypeError) as error:
+            hint = "the run was started by another version of rlctl: use that one"
+            raise UserError(f"{self.files.plan} is not a plan of this version: {error}", hint) from error
 
     def summary(self) -> dict[str, Any] | None:
         """Return the totals, or None before the end."""

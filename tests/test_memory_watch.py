@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from rlctl_train.memory_watch import MemoryWatch, Usage, by_phase
+from rlctl_train.memory_watch import MemoryWatch, Usage, by_phase, others_gib
 
 MIB = 2**20
 
@@ -60,3 +63,22 @@ def test_what_no_allocator_holds_is_part_of_every_phase() -> None:
     trainer = Usage("gpu", {"actor_update": 5.0}, idle_gib=2.0, allocated_gib=4.5, used_gib=4.5)
     rollout = Usage("gpu", {}, idle_gib=1.0, allocated_gib=0.5, used_gib=4.4)
     assert by_phase([trainer, rollout]) == {"actor_update": pytest.approx(5.0 + 1.0 + 1.5)}
+
+
+def test_a_phase_inside_another_counts_apart() -> None:
+    watch = MemoryWatch("cpu")
+    with watch.phase("outer"):
+        held = torch.ones(32 * MIB)
+        del held
+        with watch.phase("inner"):
+            held = torch.ones(96 * MIB)
+            del held
+    peaks = watch.take().peaks_gib
+    assert peaks["inner"] - peaks["outer"] == pytest.approx(0.25, abs=0.05)
+
+
+def test_processes_below_this_one_count_unless_they_are_named() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        everyone, alone = others_gib(()), others_gib((child.pid,))
+        child.communicate(b"\n")
+    assert everyone > alone > 0

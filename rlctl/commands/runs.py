@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from rlctl import compare, launchers, render, resolve, rundir, settings
+from rlctl import compare, held, launchers, render, resolve, rundir, settings
 from rlctl.commands import _watch
 from rlctl.commands._group import HelpfulGroup
-from rlctl.follow import Tail, Watch, curves
+from rlctl.follow import Tail, Watch, curves, metric_rows
 from rlctl.render import OutputOption
 from rlctl_train.config.errors import FAILED, UserError
 
@@ -55,9 +55,12 @@ def show(name: RunArgument, output: OutputOption = "text") -> None:
     watch.poll()
     progress, summary, points = watch.progress(), run.summary(), curves(run)
     status = progress.status
+    lines = metric_rows(run)
+    rows = held.against(run.plan(), lines) if lines else ()
     if render.document(
-        output, name=run.name, folder=str(run.files.root), status=asdict(status), summary=summary, curves=points
-    ):
+        output, name=run.name, folder=str(run.files.root), status=asdict(status), summary=summary, curves=points,
+        prediction=held.to_json(rows),
+    ):  # fmt: skip
         return
     facts: list[tuple[str, Any]] = [
         ("run", run.name),
@@ -75,6 +78,7 @@ def show(name: RunArgument, output: OutputOption = "text") -> None:
     if run.files.report.is_file():
         facts.append(("report", str(run.files.report)))
     render.table(("", ""), facts)
+    _show_held(rows)
     render.plots(points)
     _watch.advise(run, status)
 
@@ -161,6 +165,31 @@ def diff(first: RunArgument, second: RunArgument, output: OutputOption = "text")
     if total_rows:
         render.text("")
         render.table(("TOTAL", *names), total_rows)
+
+
+def _show_held(rows: tuple[held.Held, ...]) -> None:
+    """Print prediction beside measurement, phase by phase."""
+    if not rows:
+        return
+    render.text("")
+    render.table(
+        ("PHASE", "PREDICTED GIB", "RANGE", "MEASURED GIB", "PREDICTED S", "RANGE", "MEASURED S"),
+        [
+            (
+                row.phase, _short(row.gib), _range(row.low_gib, row.high_gib), _short(row.measured_gib),
+                _short(row.seconds), _range(row.low_s, row.high_s), _short(row.measured_s),
+            )
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def _short(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3g}"
+
+
+def _range(low: float | None, high: float | None) -> str | None:
+    return None if low is None or high is None else f"{low:.3g} to {high:.3g}"
 
 
 def _find(name: str) -> rundir.Run:

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from rlctl_train.config.algo import DapoConfig, PpoConfig, SftConfig
 from rlctl_train.data.balance import balance
 from rlctl_train.data.loader import PromptRow, supervised_rows
 from rlctl_train.health import check_logprob_gap
+from rlctl_train.memory_watch import by_phase, others_gib
 from rlctl_train.placement import SCORE_CPUS, Layout, actor_options, reserve, settle
 from rlctl_train.prepare import Materials
 from rlctl_train.rollout.base import Sampling
@@ -296,6 +298,19 @@ class Controller:
         yield held
 
     # Between steps
+
+    def memory(self) -> Metrics:
+        """Return how full the fullest device (on CPU: the host) was in each phase since the last call, in GiB."""
+        workers = [actor for actors in self._engines.values() for actor in actors] + self._rollouts
+        usages = collect([actor.memory.remote() for actor in workers])
+        metrics = {f"memory_gib/{name}": gib + self._beside_gib for name, gib in by_phase(usages).items()}
+        allocated = [usage.allocated_gib for usage in usages if usage.allocated_gib is not None]
+        return metrics | ({"perf/max_memory_allocated_gb": max(allocated)} if allocated else {})
+
+    @cached_property
+    def _beside_gib(self) -> float:
+        """What driver, Ray and graders take of the memory that workers on CPU share with them."""
+        return others_gib(self.pids().values()) if self._spec.device == "cpu" else 0.0
 
     def take_metrics(self) -> Metrics:
         """Return the metrics gathered since the last call."""

@@ -24,6 +24,12 @@ def release_cache(device: torch.device) -> None:
         torch.get_device_module(device).empty_cache()
 
 
+def synchronize(kind: str) -> None:
+    """Wait until the accelerator has done what it was given; a CPU has already."""
+    if kind != "cpu":
+        torch.get_device_module(kind).synchronize()
+
+
 def reset_peak(kind: str) -> None:
     """Start the accelerator's memory peaks again from what is held now."""
     torch.get_device_module(kind).reset_peak_memory_stats()

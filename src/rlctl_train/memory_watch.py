@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import psutil
 
 from rlctl_train import device
 
@@ -42,15 +44,18 @@ class MemoryWatch:
     kind: str
     _peaks: dict[str, float] = field(default_factory=dict)
     _allocated: float = 0.0
+    _running: list[str] = field(default_factory=list)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Take the peak of the body as the phase's, if it is the largest so far."""
-        self._reset()
+        """Take the peak of the body as the phase's, if it is the largest so far; a phase inside counts apart."""
+        self._note()
+        self._running.append(name)
         try:
             yield
         finally:
-            self._peaks[name] = max(self._peaks.get(name, 0.0), self._peak())
+            self._note()
+            self._running.pop()
 
     def take(self) -> Usage:
         """Return the peaks since the last call."""
@@ -60,7 +65,11 @@ class MemoryWatch:
         self._peaks, self._allocated = {}, 0.0
         return usage
 
-    def _reset(self) -> None:
+    def _note(self) -> None:
+        """Give the peak since the last note to the phase that runs, and start again."""
+        if self._running:
+            name = self._running[-1]
+            self._peaks[name] = max(self._peaks.get(name, 0.0), self._peak())
         if self.kind != "cpu":
             device.reset_peak(self.kind)
         elif os.access(CLEAR, os.W_OK):
@@ -94,6 +103,16 @@ def _phase_gib(name: str, group: list[Usage]) -> float:
     used = max((usage.used_gib or 0.0) for usage in group)
     unaccounted = max(0.0, used - sum(usage.idle_gib for usage in group))
     return unaccounted + sum(usage.peaks_gib.get(name, usage.idle_gib) for usage in group)
+
+
+def others_gib(pids: Iterable[int]) -> float:
+    """Return the resident size of this process and of all below it but `pids`, in GiB: driver, Ray, graders."""
+    this, left_out, total = psutil.Process(), set(pids), 0
+    for process in (this, *this.children(recursive=True)):
+        if process.pid not in left_out:
+            with suppress(psutil.Error):  # it may end meanwhile
+                total += process.memory_info().rss
+    return total / GIB
 
 
 def _resident(key: str) -> float:

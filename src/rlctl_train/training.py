@@ -135,7 +135,7 @@ class Stage:
         start = time.perf_counter()
         rows = self._loader.next_batch(self._config.trainer.prompts_per_step)
         self._flow(self._run, rows)
-        metrics = self._run.take_metrics()
+        metrics = self._run.take_metrics() | self._run.memory()
         seconds = time.perf_counter() - start
         tokens = metrics["perf/total_num_tokens"]
         self.totals.tokens += tokens
