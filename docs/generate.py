@@ -98,8 +98,8 @@ def doctor_page() -> str:
         "that uses it. Values of variables whose names speak of tokens, keys or passwords are never printed.\n\n"
     )
     tail = (
-        "\n`tried on` says what a check has met. `real`: the thing itself on a Linux host, with faults that are partly\n"
-        "staged by tests. `CPU host`: the thing itself, but on no accelerator. `synthetic`: only facts made up for\n"
+        "\n`tried on` says what a check has met. `real`: the thing itself on a Linux host, with faults in part staged\n"
+        "by tests. `CPU host`: the thing itself, but on no accelerator. `synthetic`: only facts made up for\n"
         "tests, for want of the hardware; its rules follow the vendors' documentation and public reports, and nothing\n"
         "of it is measured.\n"
     )

@@ -20,7 +20,8 @@ IDLE_SHARE = {"cuda": 0.05, "rocm": 0.05, "ascend": 0.10}
 """Share of memory that is in use on an idle device: an idle 910B holds about 3.4 of 64 GiB."""
 SPARE_SHARE = 0.95
 """No plan is held to more of a device than this: the driver itself takes a little."""
-LOSS = re.compile(r"device handle|is lost|GPU \d+:|in error|error state|unknown error", re.IGNORECASE)
+ABSENT = re.compile(r"is not installed$|Library Not Found$|^no AMD driver and no tool|^not given to this process")
+LOSS = re.compile(r"in error|cannot be used")
 
 
 def health(case: Case) -> Finding:
@@ -54,36 +55,45 @@ def peak_gib(parts: Iterable[MemoryPart]) -> float:
 
 
 def _silent(case: Case) -> Iterator[Problem]:
-    """Yield vendors whose driver is loaded and whose devices do not answer."""
-    on_cpu_by_plan = case.plan is not None and case.plan.device == "cpu"
+    """Yield vendors of whose devices there are traces, and none that can be used."""
     for kind, pattern in NODES.items():
-        if kind == case.hardware.kind or case.fact(f"{kind}.physical") or not case.fact(f"{kind}.driver"):
+        if kind == case.hardware.kind:
             continue
-        error = case.error(f"{kind}.physical")
-        reason = f": {error}" if error else ""
-        # On a desktop the kernel's own driver serves the display, and no device for computing need be there.
-        in_kernel = str(case.fact(f"{kind}.driver")).startswith("in-kernel")
-        if not case.host.glob(pattern):
-            what = f"the driver of an {VENDORS[kind]} is loaded, but this process was given none{reason}"
+        complaints, loaded = _complaints(case, kind), case.fact(f"{kind}.driver")
+        if case.fact(f"{kind}.physical"):
+            note = case.error(f"{kind}.visible")
+            if note and not case.fact(f"{kind}.visible") and "VISIBLE" not in note:
+                yield warn(f"no {VENDORS[kind]} can be used: {note}", f"look at `{TOOLS[kind]}`")
+        elif loaded and not complaints and not case.host.glob(pattern):
+            what = f"the driver of an {VENDORS[kind]} is loaded, and this process was given none"
             yield warn(what, "start the container with its devices (`--gpus all`, `--device`), if it should have any")
-        else:
-            yield (warn if on_cpu_by_plan or in_kernel else fail)(
-                f"the driver of an {VENDORS[kind]} is loaded, but no device answers{reason}",
-                f"look at `{TOOLS[kind]}`; reload the driver, or restart the machine or container",
-            )
+        elif loaded or complaints:
+            # A desktop's own driver, a node without cards and a run on the CPU do without.
+            meant = bool(loaded) and bool(case.host.glob(pattern)) and not str(loaded).startswith("in-kernel")
+            by_plan = case.plan is not None and case.plan.device == "cpu"
+            reason = "; ".join(complaints) or "its driver is loaded and shows none"
+            remedy = f"look at `{TOOLS[kind]}`; reload the driver, or restart the machine or container"
+            yield (fail if meant and not by_plan else warn)(f"no {VENDORS[kind]} answers: {reason}", remedy)
 
 
 def _lost(case: Case) -> Iterator[Problem]:
     kind = case.hardware.kind
     if kind == "cpu":
         return
-    errors = [case.error(f"{kind}.{name}") or "" for name in ("physical", "visible")]
-    told = [error for error in errors if LOSS.search(error)]
+    told = _complaints(case, kind)
+    if LOSS.search(case.error(f"{kind}.visible") or ""):
+        told.append(str(case.error(f"{kind}.visible")))
     if missing := case.fact(f"{kind}.missing"):
         told.append(f"{', '.join(missing)}: {case.error(f'{kind}.missing') or 'missing'}")
     if told:
         remedy = f"look at `{TOOLS[kind]}` and `dmesg`; a lost device needs a reset"
         yield warn(f"not every device answers: {'; '.join(told)}", remedy)
+
+
+def _complaints(case: Case, kind: str) -> list[str]:
+    """Return what the survey heard from a vendor's driver and tools, their mere absence left out."""
+    parts = (case.error(f"{kind}.physical") or "").split("; ")
+    return [part for part in parts if part and not ABSENT.search(part)]
 
 
 def _fabric(case: Case) -> Iterator[Problem]:

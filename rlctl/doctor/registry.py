@@ -72,7 +72,8 @@ CHECKS = (
     Check(
         "devices", "devices:health", "devices that the kernel knows against those that answer; mixed ones; slices",
         "a driver is here and no device answers; mixed devices are numbered otherwise than surveyed; the NVLink "
-        "fabric of several is not ready", "a device is lost; devices differ; a device is a MIG slice", tried="synthetic",
+        "fabric of several is not ready", "a device is lost; devices differ; a device is a MIG slice",
+        tried="synthetic",
     ),
     Check(
         "device_memory", "devices:occupancy", "memory that other processes hold on the devices",
