@@ -86,6 +86,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def presets(session: nox.Session) -> None:
+    """Plan every preset for eleven machines and write docs/presets.md (minutes)."""
+    env = environment(session, "desk", "-e", ".[dev]")
+    session.run(env / "python", "docs/preset_table.py")
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build wheel and sdist, install each into an empty environment, and look at what landed."""
     env = environment(session, "desk", "-e", ".[dev]")
