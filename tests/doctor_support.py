@@ -36,6 +36,7 @@ def tools(**changes: Any) -> Tools:
         requirements=lambda name: (),
         folder=lambda name: Path("/site") / name,
         free=lambda path: 1000 * GIB,
+        may_write=lambda folder: True,
         open_files=lambda: (65536, 65536),
         interfaces=lambda: {"lo": ("127.0.0.1",), "eth0": ("10.0.0.1",)},
         addresses=lambda host: ("10.0.0.1",),

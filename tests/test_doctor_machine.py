@@ -234,6 +234,11 @@ def test_disk_is_compared_with_what_checkpoints_take() -> None:
     assert found.status == "fail" and "checkpoints need about" in found.what
 
 
+def test_a_runs_folder_that_may_not_be_written_fails() -> None:
+    found = disk.check(given.case(tools=given.tools(may_write=lambda folder: False)))
+    assert found.status == "fail" and "RLCTL_RUNS_DIR" in found.remedy
+
+
 def test_adapters_take_little_room() -> None:
     config = pretrained(lora={"rank": 8})
     assert checked_disk(lambda path: 40 * GIB, config=config, plan=given.plan()).status == "ok"
@@ -275,8 +280,8 @@ def test_the_configured_cluster_must_listen() -> None:
     tools = given.tools(connect=connect)
     refused = network.ports(given.case(config=given.config(ray={"address": "head:1"}), tools=tools))
     assert refused.status == "fail" and "ray.address=head:1: Connection refused" in refused.what
-    assert network.ports(given.case(config=given.config(ray={"address": "[::1]:6379"}), tools=tools)).status == "ok"
-    assert asked == [("head", 1), ("::1", 6379)]
+    assert network.ports(given.case(config=given.config(ray={"address": "head:6379"}), tools=tools)).status == "ok"
+    assert asked == [("head", 1), ("head", 6379)]
 
 
 def test_a_private_cluster_must_be_able_to_listen() -> None:

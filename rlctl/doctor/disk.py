@@ -53,6 +53,8 @@ def _problems(case: Case, place: Path) -> Iterator[Problem]:
     # With a plan the shape is known without asking the hub again.
     shape = None if config is None or case.plan is None else shape_of(config)
     needed = SPARE_BYTES if config is None or shape is None else checkpoint_bytes(config, shape)
+    if not case.tools.may_write(place):
+        yield fail(f"{place} may not be written", "set RLCTL_RUNS_DIR to another place")
     free = case.tools.free(place)
     if free < needed:
         yield fail(

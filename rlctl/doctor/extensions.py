@@ -14,7 +14,7 @@ IMPORT_LIMIT_S = 100.0
 """Less than the limit of the checks, so that the import is named and not the check."""
 IMPORT_TORCH = "import torch; print(torch.__version__)"
 IMPORT_MODEL = "from transformers import Qwen2ForCausalLM"
-IMPORT_FLASH = "import flash_attn, flash_attn_2_cuda"
+IMPORT_FLASH = "import flash_attn"
 IMPORT_VLLM = """
 import importlib, importlib.util, os
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

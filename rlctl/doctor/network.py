@@ -59,11 +59,11 @@ def links(case: Case) -> Finding:
 
 
 def _cluster(case: Case, address: str) -> Iterator[Problem]:
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         yield fail(f"ray.address={address} is not of the form HOST:PORT", "give the address that `ray status` shows")
         return
-    refused = case.tools.connect(host.strip("[]"), int(port), CONNECT_LIMIT_S)
+    refused = case.tools.connect(host, int(port), CONNECT_LIMIT_S)
     if refused:
         remedy = "check that the cluster runs (`ray status`) and that this host may reach it, or unset ray.address"
         yield fail(f"ray.address={address}: {refused}", remedy)

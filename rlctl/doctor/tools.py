@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
+import platform
 import resource
 import shutil
 import socket
@@ -68,6 +70,11 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
+def may_write(folder: Path) -> bool:
+    """Say whether this user may make files in a folder."""
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
 def open_file_limits() -> tuple[int, int]:
     """Return the soft and the hard limit of open files; -1 is no limit."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -121,11 +128,13 @@ def http_status(url: str, token: str | None, limit_s: float) -> int | str:
 class Tools:
     """The functions above, replaceable one by one."""
 
+    python_version: str = platform.python_version()
     python: Callable[[str, Sequence[str], float], CommandResult] = run_python
     version: Callable[[str], str | None] = version_of
     requirements: Callable[[str], tuple[str, ...]] = requirements_of
     folder: Callable[[str], Path | None] = folder_of
     free: Callable[[Path], int] = free_bytes
+    may_write: Callable[[Path], bool] = may_write
     open_files: Callable[[], tuple[int, int]] = open_file_limits
     interfaces: Callable[[], dict[str, tuple[str, ...]]] = interfaces
     addresses: Callable[[str], tuple[str, ...]] = addresses_of
