@@ -93,6 +93,18 @@ def test_a_310p_is_no_part_of_the_catalogue(tmp_path: Path):
     assert found.facts["ascend.links"].error
 
 
+def test_a_950_is_asked_by_card(tmp_path: Path):
+    board = "NPU ID : 0\nNPU Name : 9579\nChip Name : Ascend950DT\n"
+    commands = {
+        "npu-smi info": fixture("ascend/info_950.txt"),
+        "npu-smi info -t board -i 0": board,
+        TOPOLOGY: "       NPU0  NPU1  NPU2\nNPU0   X     UB    UB\nNPU1   UB    X     UB\nNPU2   UB    UB    X\n",
+    }
+    found = survey(make_host(tmp_path, device_files(range(3)), commands))
+    assert found.devices[0].architecture == "Ascend950DT_9579"
+    assert found.islands == ((0, 1, 2),)
+
+
 def test_a_bare_910b_with_ddr_is_the_first_910(tmp_path: Path):
     commands = {"npu-smi info": fixture("ascend/info_first_910.txt")}
     device = survey(make_host(tmp_path, device_files([0, 1]), commands)).devices[0]

@@ -45,6 +45,24 @@ def test_wider_tables_are_read_by_the_same_names():
     table = npu_smi.parse_info(fixture("ascend/info_wide_26.txt"))
     assert [(chip.name, chip.hbm_mib, chip.ddr_mib) for chip in table.chips] == [("910B4-1", 65536, 0)] * 2
     assert table.version == "26.0.rc2"
+    assert [(process.npu_id, process.name, process.memory_mib) for process in table.processes] == [
+        (1, "VLLMWorker_TP1", 30720)
+    ]
+
+
+def test_a_950_has_no_chip_numbers_and_a_cell_for_its_own():
+    found = chips("info_950.txt")
+    assert [(chip.npu_id, chip.chip_id, chip.health) for chip in found] == [
+        (0, 0, "OK"),
+        (1, 0, "OK"),
+        (2, 0, "Warning"),
+    ]
+    assert (found[1].name, found[1].hbm_mib, found[1].bus_id) == ("Ascend950DT", 98304, None)
+
+
+def test_a_950_without_its_second_row_is_dropped():
+    lines = [line for line in fixture("ascend/info_950.txt").splitlines() if "4157" not in line]
+    assert [chip.npu_id for chip in npu_smi.parse_info("\n".join(lines)).chips] == [0, 2]
 
 
 def test_health_is_kept_as_printed():
@@ -152,8 +170,8 @@ def test_arbitrary_text_raises_nowhere(text: str):
     every_parser(text)
 
 
-LINES = [line for name in ("info_a3.txt", "info_a2_910b3.txt", "map_mcu.txt", "topo_a3.txt", "board_a3.txt")
-         for line in fixture(f"ascend/{name}").splitlines()]  # fmt: skip
+TABLES = ("info_a3.txt", "info_950.txt", "info_a2_910b3.txt", "map_mcu.txt", "topo_a3.txt", "board_a3.txt")
+LINES = [line for name in TABLES for line in fixture(f"ascend/{name}").splitlines()]
 
 
 @given(st.lists(st.sampled_from(LINES), max_size=12), st.integers(0, 100))

@@ -1,7 +1,7 @@
 """`npu-smi`: parsers from its text to facts, and the ones that ask it.
 
 `npu-smi info` prints two lines a chip under two header lines; columns come and go (Phy-ID or Device beside Chip, no HBM
-on a 310, wider cells since 26.0), and are found by name. `-` and `NA` mean that there is nothing to say.
+on a 310, wider cells since 26.0, no chip numbers on a 950), and are found by name. `-` and `NA` are no answer.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ MAPPING = ("npu-smi", "info", "-m")
 TOPOLOGY = ("npu-smi", "info", "-t", "topo")
 TROUBLE = re.compile(r"dcmi|DrvMng|failed|error|denied|not found|permission", re.IGNORECASE)
 VERSION = re.compile(r"npu-smi\s+(\d\S*)")
+COLUMN = re.compile(r"NPU ID|NPU Util\(%\)|Process id in container|Process \w+(?:\(MB\))?|\S+")
+"""A column's name: one word, but for these."""
 RATIO = re.compile(r"\s*/\s*")
 PEER = re.compile(r"(?:NPU|Phy-ID)(\d{1,4})")
 KIND = re.compile(r"[A-Z][A-Z_]{1,9}")
@@ -97,8 +99,10 @@ def read(host: Host) -> Table:
 
 def read_board(host: Host, chip: Chip) -> Board:
     """Ask what a chip is."""
-    argv = ["npu-smi", "info", "-t", "board", "-i", str(chip.npu_id), "-c", str(chip.chip_id)]
-    return parse_board(run_tool(host, argv, ASCEND_FOLDERS).stdout)
+    argv = ["npu-smi", "info", "-t", "board", "-i", str(chip.npu_id)]
+    of_chip = parse_board(run_tool(host, [*argv, "-c", str(chip.chip_id)], ASCEND_FOLDERS).stdout)
+    # A 950 answers for the card only.
+    return of_chip if of_chip.chip_name else parse_board(run_tool(host, argv, ASCEND_FOLDERS).stdout)
 
 
 def read_mapping(host: Host) -> tuple[Mapped, ...]:
@@ -112,26 +116,28 @@ def read_topology(host: Host) -> dict[tuple[int, int], str]:
 
 
 def parse_info(text: str) -> Table:
-    """Read `npu-smi info`: the rows after both headers, up to the table of processes."""
+    """Read `npu-smi info`: pairs of rows under both headers, up to the table of processes."""
     chips: list[Chip] = []
-    headers: list[list[list[str]]] = []
-    pending: list[list[str]] | None = None
+    upper: list[list[str]] = []
+    lower: list[list[str]] = []
+    pending: list[str] | None = None
     for line in text.splitlines():
         cells = _cells(line)
-        if len(cells) == 3 and "NPU" in cells[0].split() and "Name" in cells[0].split():
-            headers, pending = [[cell.split() for cell in cells]], None
-        elif len(cells) == 3 and len(headers) == 1:
-            headers.append([cell.split() for cell in cells])
-        elif "Process" in line:
+        columns = [COLUMN.findall(cell) for cell in cells]
+        names = {name for cell in columns for name in cell}
+        if {"Name", "Health"} <= names:
+            upper, lower, pending = columns, [], None
+        elif "Bus-Id" in names and len(cells) == len(upper):
+            lower = columns
+        elif "Process id" in names:
             break
-        elif len(cells) != 3 or len(headers) != 2:
-            # Rules part the chips: a line without its partner is dropped there.
+        elif not lower or len(cells) != len(upper):
+            # Rules part the chips: a row without its partner is dropped there.
             pending = None
-        elif pending is None:
-            pending = [RATIO.sub("/", cell).split() for cell in cells]
+        elif pending is None or (cells[0] and not lower[0]):
+            pending = cells
         else:
-            second = [RATIO.sub("/", cell).split() for cell in cells]
-            chip = _chip(_named(headers[0], pending) | _named(headers[1], second))
+            chip = _chip(_named(upper, pending) | _named(lower, cells), numbered="Chip" in lower[0])
             chips, pending = [*chips, *([chip] if chip else [])], None
     version = VERSION.search(text)
     errors = () if chips else tuple(line.strip() for line in text.splitlines() if TROUBLE.search(line))[:2]
@@ -143,14 +149,13 @@ def parse_processes(text: str) -> tuple[Process, ...]:
     header: list[list[str]] = []
     found = []
     for cells in map(_cells, text.splitlines()):
-        if len(cells) == 4 and cells[1] == "Process id":
-            header = [cells[0].split(), *([cell] for cell in cells[1:])]
-        elif len(cells) == 4 and header:
-            row = _named(header, [cells[0].split(), *([cell] for cell in cells[1:])])
-            npu_id, chip_id = _number(row.get("NPU")), _number(row.get("Chip"))
-            memory_mib = _number(row.get("Process memory(MB)"))
-            if npu_id is not None and chip_id is not None and memory_mib is not None:
-                found.append(Process(npu_id, chip_id, row.get("Process name", ""), memory_mib))
+        if "Process id" in cells:
+            header = [COLUMN.findall(cell) for cell in cells]
+        elif header and len(cells) == len(header):
+            row = _named(header, cells)
+            npu_id, memory_mib = _number(row.get("NPU", row.get("NPU ID"))), _number(row.get("Process memory(MB)"))
+            if npu_id is not None and memory_mib is not None:
+                found.append(Process(npu_id, _number(row.get("Chip")) or 0, row.get("Process name", ""), memory_mib))
     return tuple(found)
 
 
@@ -207,18 +212,19 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in stripped.strip("|").split("|")] if stripped.startswith("|") else []
 
 
-def _named(header: list[list[str]], cells: list[list[str]]) -> dict[str, str]:
+def _named(header: list[list[str]], cells: list[str]) -> dict[str, str]:
     """Name the words of each cell; words beyond the last column belong to it."""
     row = {}
-    for columns, words in zip(header, cells, strict=False):
-        if len(words) > len(columns) > 0:
-            words = [*words[: len(columns) - 1], " ".join(words[len(columns) - 1 :])]
-        row |= dict(zip(columns, words, strict=False))
+    for columns, cell in zip(header, cells, strict=False):
+        words = RATIO.sub("/", cell).split(maxsplit=max(0, len(columns) - 1)) if columns else []
+        row |= dict(zip(columns, (word.strip() for word in words), strict=False))
     return row
 
 
-def _chip(row: dict[str, str]) -> Chip | None:
-    npu_id, chip_id = _number(row.get("NPU")), _number(row.get("Chip"))
+def _chip(row: dict[str, str], *, numbered: bool) -> Chip | None:
+    """Return the chip of two rows; a 950 is a card with one chip, which has no number."""
+    npu_id = _number(row.get("NPU", row.get("NPU ID")))
+    chip_id = _number(row.get("Chip")) if numbered else 0
     if npu_id is None or chip_id is None or "Name" not in row:
         return None
     bus_id = row.get("Bus-Id", "").lower()
