@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from rlctl_hw.plan import plan
 from rlctl_hw.probe import parse_hardware, survey
-from rlctl_hw.types import DoesNotFit, Hardware, Plan
+from rlctl_hw.search import fits
+from rlctl_hw.types import DoesNotFit, Hardware, Plan, Workload
 
 from rlctl.workload import shape_of, workload_from_config
 from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import DOES_NOT_FIT, PREFLIGHT, UserError
 
+USUAL_MACHINES = ("rtx4090:1", "a100-80gb:1", "h100-80gb:8", "h100-80gb:8x4", "h100-80gb:8x32")
+"""From small to large: what is named to a host without accelerators."""
+LEAST_BYTES_PER_PARAM = 2
+
 
 def plan_here(config: RunConfig, hardware: Hardware | None = None) -> Plan:
     """Return the plan of a run on this machine, or on the hardware given."""
+    workload, machine = workload_from_config(config, shape_of(config)), hardware or survey()
     try:
-        return plan(workload_from_config(config, shape_of(config)), hardware or survey())
+        return plan(workload, machine)
     except DoesNotFit as error:
-        remedy = "; or ".join(error.remedies) or "use a smaller model or larger hardware"
+        ways = [*error.remedies, *(_elsewhere(workload) if machine.kind == "cpu" else ())]
+        remedy = "; or ".join(ways) or "use a smaller model or larger hardware"
         raise UserError(error.what, remedy, exit_code=DOES_NOT_FIT) from error
 
 
@@ -38,6 +45,17 @@ def hardware_named(spec: str | None) -> Hardware:
         return parse_hardware(spec)
     except ValueError as error:
         raise UserError(f"--hw {error}", "name it like h100-80gb:8x4 or cpu:2") from error
+
+
+def _elsewhere(workload: Workload) -> list[str]:
+    """Return the smallest usual machine with accelerators that would do, and how to plan for it."""
+    least_gib = workload.shape.num_params * LEAST_BYTES_PER_PARAM / 2**30
+    for spec in USUAL_MACHINES:
+        machine = parse_hardware(spec)
+        total_gib = machine.num_nodes * sum(device.memory_gib for device in machine.devices)
+        if total_gib >= least_gib and fits(workload, machine):
+            return [f"use accelerators: {spec} would do, and --hw {spec} plans for it"]
+    return []
 
 
 def device_key(hardware: Hardware) -> str | None:

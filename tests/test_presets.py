@@ -12,7 +12,7 @@ from rlctl import app, catalog, evidence, planning, resolve
 from rlctl.evidence import PLANNED, Verified, read_verified
 from rlctl.workload import shape_of
 from rlctl_train.config.algo import GrpoConfig
-from rlctl_train.config.errors import USAGE, UserError
+from rlctl_train.config.errors import DOES_NOT_FIT, USAGE, UserError
 from rlctl_train.config.model import PretrainedModel
 
 MODELS = [name for name in known_models() if not name.startswith(("llama-3.2", "llama-3.1-405b", "mixtral"))]
@@ -152,3 +152,13 @@ def test_the_list_shows_which_presets_were_measured(capsys: pytest.CaptureFixtur
 def test_a_preset_says_whether_it_was_measured(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.run(["preset", "quickstart"]) == 0
     assert "quickstart: verified on cpu:2" in capsys.readouterr().err
+
+
+def test_a_host_without_accelerators_is_told_what_would_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["preset", "qwen2.5-7b-grpo", "--hw", "cpu:2"]) == DOES_NOT_FIT
+    assert "h100-80gb:8 would do, and --hw h100-80gb:8 plans for it" in capsys.readouterr().err
+
+
+def test_a_preset_can_be_shown_for_a_machine_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["preset", "qwen2.5-7b-grpo", "--hw", "h100-80gb:8", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plan"]["trainer_devices"] == 8

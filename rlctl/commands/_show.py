@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlctl_hw.types import Plan
+from rlctl_hw.types import Hardware, Plan
 
 from rlctl import planning, render
 from rlctl.commands._request import Request
@@ -13,11 +13,11 @@ from rlctl.resolve import DEFAULT
 from rlctl_train.config.errors import UserError
 
 
-def request(request: Request, *, output: Output, show_all: bool) -> None:
-    """Print every value that is not a default (all with `show_all`) with its origin, and the plan for this machine."""
+def request(request: Request, hardware: Hardware, *, output: Output, show_all: bool) -> None:
+    """Print every value that is not a default (all with `show_all`) with its origin, and the plan for the hardware."""
     resolved = request.resolved
     if output != "text":
-        _request_document(request, output)
+        _request_document(request, hardware, output)
         return
     shown = [(k, o.value, o.source) for k, o in resolved.origins.items() if show_all or o.source != DEFAULT]
     render.table(("KEY", "VALUE", "FROM"), shown)
@@ -25,15 +25,15 @@ def request(request: Request, *, output: Output, show_all: bool) -> None:
     if hidden:
         render.say(f"\n{hidden} values are defaults (--all shows them)")
     render.text("")
-    plan(planning.plan_here(resolved.config))
+    plan(planning.plan_here(resolved.config, hardware))
 
 
-def _request_document(request: Request, output: Output) -> None:
+def _request_document(request: Request, hardware: Hardware, output: Output) -> None:
     """Print the document also when the run does not fit here, without a plan, and then say so."""
     resolved = request.resolved
     values = {key: {"value": o.value, "source": o.source} for key, o in resolved.origins.items()}
     try:
-        made, refusal = planning.plan_here(resolved.config).to_json(), None
+        made, refusal = planning.plan_here(resolved.config, hardware).to_json(), None
     except UserError as error:
         made, refusal = None, error
     render.document(output, name=request.name, values=values, notes=list(resolved.notes), plan=made)

@@ -82,17 +82,21 @@ def resolve_preset(
         list[Path] | None, typer.Option("--config", "-c", help="TOML or JSON file put on top; may be repeated.")
     ] = None,
     show_all: Annotated[bool, typer.Option("--all", "-a", help="Show values that are defaults too.")] = False,
+    hw: Annotated[
+        str | None, typer.Option("--hw", help="Show it for a machine elsewhere, such as h100-80gb:8 or cpu:2.")
+    ] = None,
     output: OutputOption = "text",
 ) -> None:
     """Print what a preset becomes on this machine: every value with its origin, and the plan."""
     from rlctl import planning
     from rlctl.commands import _request, _show
 
-    device = planning.device_key(planning.hardware_named(None))
+    hardware = planning.hardware_named(hw)
+    device = planning.device_key(hardware)
     request = _request.read(words, files, options=_request.options_of(ctx), device=device)
     if request.name is not None:
         _say_status(catalog.load(request.name))
-    _show.request(request, output=output, show_all=show_all)
+    _show.request(request, hardware, output=output, show_all=show_all)
 
 
 def _say_status(document: catalog.Document) -> None:
