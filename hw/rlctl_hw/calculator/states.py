@@ -77,16 +77,20 @@ def adapters(setup: Setup, stage: Stage) -> Held:
     return Held(dense, routed / setup.mesh.ep)
 
 
+def moment_bytes(setup: Setup) -> float:
+    """Return bytes of moments per trained parameter; sgd is without momentum."""
+    width = {"adamw": BYTES[setup.optim_dtype], "adamw8bit": 1 + BYTES["float32"] / EIGHT_BIT_BLOCK, "sgd": 0.0}
+    return ADAM_MOMENTS * width[setup.optimizer]
+
+
 def optimizer_bytes(setup: Setup) -> tuple[float, str]:
     """Return bytes per trained parameter: moments, and an fp32 master copy where the model has less."""
-    width = BYTES[setup.optim_dtype]
-    moments = {"adamw": ADAM_MOMENTS * width, "adamw8bit": ADAM_MOMENTS * (1 + 4 / EIGHT_BIT_BLOCK), "sgd": 0.0}
-    value = moments[setup.optimizer]
+    moments = moment_bytes(setup)
     if not has_master(setup):
-        return value, f"{value:g} B of moments"
+        return moments, f"{moments:g} B of moments"
     copied_gradients = BYTES["float32"] if setup.engine == "megatron" and BYTES[setup.grad_dtype] < 4 else 0.0
-    words = f"{value:g} B of moments, 4 B of master weights" + (", 4 B of fp32 gradients" if copied_gradients else "")
-    return value + BYTES["float32"] + copied_gradients, words
+    words = f"{moments:g} B of moments, 4 B of master weights" + (", 4 B of fp32 gradients" if copied_gradients else "")
+    return moments + BYTES["float32"] + copied_gradients, words
 
 
 def has_master(setup: Setup) -> bool:
@@ -110,21 +114,19 @@ def spread(setup: Setup, held: Held) -> float:
 
 
 def _fsdp(setup: Setup, held: Held, trained: Held) -> States:
-    own, learning = spread(setup, held), spread(setup, trained)
-    frozen = own if setup.lora_rank else own - learning
-    if setup.task in ("logprob", "rollout"):
-        frozen = own
-    param, grad = BYTES[setup.param_dtype], BYTES[setup.grad_dtype]
-    base = BYTES[setup.base_dtype or setup.param_dtype]
-    per_param, words = optimizer_bytes(setup)
+    """Everything is spread over the ranks; with offloaded parameters, gradients go to the host too."""
+    frozen = 0.0 if trained.total == held.total else spread(setup, held)
+    learning, per_param, words = spread(setup, trained), *optimizer_bytes(setup)
     over = f"over {shards(setup)[0]} ranks"
-    weights, gradients, optimizer = base * frozen + param * learning, grad * learning, per_param * learning
-    away = setup.param_offload * (weights + gradients) + _moments_away(setup, optimizer)
+    param, grad = BYTES[setup.param_dtype], BYTES[setup.grad_dtype]
+    weights = BYTES[setup.base_dtype or setup.param_dtype] * frozen + param * learning
+    here = 0.0 if setup.param_offload else 1.0
+    away = _moments_away(setup, per_param * learning)
     return States(
-        Term("weights", weights * (not setup.param_offload), f"{param:g} B a parameter {over}"),
-        Term("gradients", gradients * (not setup.param_offload), f"{grad:g} B a trained parameter {over}"),
-        Term("optimizer", optimizer - _moments_away(setup, optimizer), f"{words} {over}"),
-        away,
+        Term("weights", here * weights, f"{param:g} B a parameter {over}"),
+        Term("gradients", here * grad * learning, f"{grad:g} B a trained parameter {over}"),
+        Term("optimizer", per_param * learning - away, f"{words} {over}"),
+        (1 - here) * (weights + grad * learning) + away,
     )
 
 
@@ -134,8 +136,7 @@ def _megatron(setup: Setup, held: Held, trained: Held) -> States:
     per_param, words = optimizer_bytes(setup)
     frozen = 0.0 if trained.total == held.total else held.total
     weights = base * frozen + BYTES[setup.param_dtype] * trained.total
-    moments = BYTES["float32"] * ADAM_MOMENTS * spread(setup, trained) if setup.optimizer == "adamw" else 0.0
-    away = _moments_away(setup, moments)
+    away = _moments_away(setup, moment_bytes(setup) * spread(setup, trained))
     return States(
         Term("weights", weights, f"{BYTES[setup.param_dtype]:g} B a parameter, whole on every data-parallel rank"),
         Term("gradients", BYTES[setup.grad_dtype] * trained.total, f"{BYTES[setup.grad_dtype]:g} B, one flat buffer"),
