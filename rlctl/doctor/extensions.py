@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rlctl.doctor import torch_build
 from rlctl.doctor.case import Case
@@ -13,7 +13,16 @@ from rlctl_train.config.rollout import VllmRollout
 IMPORT_LIMIT_S = 100.0
 """Less than the limit of the checks, so that the import is named and not the check."""
 IMPORT_TORCH = "import torch; print(torch.__version__)"
-IMPORT_MODEL = "from transformers import Qwen2ForCausalLM"
+IMPORT_MODEL = """
+import importlib, sys
+try:
+    from transformers import Qwen2ForCausalLM
+except Exception:
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
+    raise
+"""
+"""transformers hides the reason; the package that is at fault gives it when it is imported by itself."""
 IMPORT_FLASH = "import flash_attn"
 IMPORT_VLLM = """
 import importlib, importlib.util, os
@@ -60,7 +69,7 @@ def transformers(case: Case) -> Finding:
     if not beside:
         return verdict(name, (), "nothing beside torch that could be of another build")
     remedy = f"pip uninstall {' '.join(beside)}: rlctl needs none of them"
-    return verdict(name, _imports(case, name, IMPORT_MODEL, remedy), f"imports beside {', '.join(beside)}")
+    return verdict(name, _imports(case, name, IMPORT_MODEL, remedy, beside), f"imports beside {', '.join(beside)}")
 
 
 def flash_attention(case: Case) -> Finding:
@@ -85,8 +94,8 @@ def vllm(case: Case) -> Finding:
     return verdict("vllm", _imports(case, "vLLM", IMPORT_VLLM, remedy), "vLLM and its kernels import")
 
 
-def _imports(case: Case, package: str, code: str, remedy: str) -> Iterator[Problem]:
-    answer = case.tools.python(code, (), IMPORT_LIMIT_S)
+def _imports(case: Case, package: str, code: str, remedy: str, arguments: Sequence[str] = ()) -> Iterator[Problem]:
+    answer = case.tools.python(code, arguments, IMPORT_LIMIT_S)
     if answer.code == 0:
         return
     error = answer.error or "no reason given"

@@ -59,7 +59,7 @@ CHECKS = (
     ),
     Check(
         "transformers", "extensions:transformers", "torchvision, torchaudio and torchcodec of another build than torch",
-        "importing a model fails beside them", "the import takes too long", limit_s=IMPORT_S, tried="synthetic",
+        "importing a model fails beside them", "the import takes too long", limit_s=IMPORT_S, tried="CPU host",
     ),
     Check(
         "vllm", "extensions:vllm", "import of vLLM and its kernels (binary interface)", "it does not import",
