@@ -65,7 +65,7 @@ def test_a_container_with_one_die_does_not_count_its_twin(tmp_path: Path):
     commands = {"npu-smi info": fixture("ascend/info_a3_container.txt")}
     found = survey(make_host(tmp_path, device_files([3]), commands))
     assert indices(found) == [3]
-    assert "not given to this process: NPU 2 " in str(found.facts["ascend.physical"].error)
+    assert found.facts["ascend.withheld"].value == ["/dev/davinci2"]
 
 
 def test_a_container_with_one_npu(tmp_path: Path):
@@ -73,6 +73,7 @@ def test_a_container_with_one_npu(tmp_path: Path):
     found = survey(make_host(tmp_path, device_files([5]), commands, {"ASCEND_VISIBLE_DEVICES": "5"}))
     assert [(device.index, device.pci) for device in found.devices] == [(5, "0000:02:00.0")]
     assert found.facts["ascend.visible"].error is None
+    assert (found.islands, found.links) == (((0,),), ())
 
 
 def test_a_tool_that_shows_more_than_the_container_has_is_matched_by_its_map(tmp_path: Path):
@@ -90,7 +91,7 @@ def test_a_310p_is_no_part_of_the_catalogue(tmp_path: Path):
     assert [device.name for device in found.devices] == ["310P3", "310P3"]
     assert {(device.catalogue, device.architecture) for device in found.devices} == {(None, "Ascend310P3")}
     assert found.devices[0].memory_gib == pytest.approx(43.2, abs=0.1)
-    assert found.facts["ascend.links"].error
+    assert found.facts["ascend.islands"].error
 
 
 def test_a_950_is_asked_by_card(tmp_path: Path):

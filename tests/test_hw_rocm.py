@@ -99,6 +99,7 @@ def test_a_link_that_is_told_overrides_the_hive(tmp_path: Path):
         (0, 1, "XGMI"), (0, 2, "PCIE"), (1, 2, "PCIE"),
     ]  # fmt: skip
     assert found.islands == ((0, 1), (2,))
+    assert found.facts["rocm.islands"].value == [[0, 1], [2]]
 
 
 def test_memory_that_is_not_told_is_assumed_and_said_so(tmp_path: Path):
@@ -140,7 +141,7 @@ def test_nodes_that_may_not_be_read_belong_to_others(tmp_path: Path):
     (tmp_path / NODES.lstrip("/") / "4").mkdir(parents=True)
     found = survey(make_host(tmp_path, files))
     assert indices(found) == [0, 1, 3, 4, 5, 6, 7]
-    assert str(found.facts["rocm.physical"].error).startswith("not given to this process: GPU 2 ")
+    assert found.facts["rocm.withheld"].value == ["GPU 2"]
     assert "rocm.missing" not in found.facts
 
 
@@ -149,7 +150,14 @@ def test_a_gpu_without_its_render_node_cannot_be_used(tmp_path: Path):
     found = survey(make_host(tmp_path, files))
     assert 1 not in indices(found)
     assert len(found.facts["rocm.physical"].value) == 8
-    assert "renderD129 is not here" in str(found.facts["rocm.physical"].error)
+    assert found.facts["rocm.withheld"].value == ["GPU 1"]
+
+
+def test_a_container_without_any_render_node_is_told_what_to_give(tmp_path: Path):
+    files = {name: text for name, text in kfd_files(CARDS, 191.98).items() if "/dev/dri/" not in name}
+    found = survey(make_host(tmp_path, files))
+    assert found.kind == "cpu"
+    assert "--device=/dev/dri" in str(found.facts["rocm.physical"].error)
 
 
 def test_without_the_compute_device_file_nothing_can_be_used(tmp_path: Path):
@@ -221,6 +229,7 @@ def test_rocminfo_stands_in_for_both(tmp_path: Path):
     found = survey(make_host(tmp_path, {}, {"rocminfo": fixture("amd/rocminfo.txt")}))
     assert [device.catalogue for device in found.devices] == ["mi250x-64gb"] * 2
     assert found.islands == ()
+    assert found.facts["rocm.islands"].error
 
 
 def test_a_driver_that_is_not_initialized_is_told_though_the_tool_ends_well(tmp_path: Path):

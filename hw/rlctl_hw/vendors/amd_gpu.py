@@ -53,9 +53,12 @@ class Physical:
     source: str
     errors: tuple[str, ...] = ()
     links: tuple[Link, ...] = ()
+    links_source: str = ""
     driver: str | None = None
     missing: tuple[str, ...] = ()
     """Addresses of cards on the bus that the driver does not show."""
+    withheld: tuple[str, ...] = ()
+    """GPUs that the driver knows and that were not given to this process, as a container's share goes."""
 
 
 @dataclass(frozen=True)

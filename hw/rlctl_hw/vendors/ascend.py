@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from rlctl_hw.devices import by_printed_name
 from rlctl_hw.host import Found, Host
-from rlctl_hw.topology import among, islands
 from rlctl_hw.types import Device, Fact, Link
 from rlctl_hw.vendors import npu_smi
 from rlctl_hw.vendors.ascend_software import MANAGER, read_versions
 from rlctl_hw.vendors.ascend_visible import select_visible
 from rlctl_hw.vendors.npu_smi import Board, Chip, Mapped, Table
 from rlctl_hw.vendors.pci import find_npus
+from rlctl_hw.vendors.wiring import wire
 
 MIB_PER_GIB = 1024
 DAVINCI = re.compile(r"/dev/davinci(\d{1,4})")
@@ -49,7 +49,7 @@ def probe(host: Host) -> Found:
     here = [npu for npu in npus if npu.index in present]
     visible = select_visible(len(here), host.env)
     devices, notes = _devices(here[place] for place in visible.places)
-    links = _links(host, npus, devices) if len(devices) > 1 else ()
+    wiring = wire(devices, _links(host, npus) if len(devices) > 1 else (), " ".join(npu_smi.TOPOLOGY))
     facts = read_versions(host) | {
         "ascend.npu_smi": Fact(table.version, "npu-smi info", None if table.version else "; ".join(table.errors)),
         "ascend.physical": Fact(
@@ -67,9 +67,9 @@ def probe(host: Host) -> Found:
         facts["ascend.used_gib"] = _used(table, npus)
     if lost := [f"/dev/davinci{number}" for number in present if number not in {npu.index for npu in npus}]:
         facts["ascend.missing"] = Fact(lost, "/dev/davinci*", "device files of NPUs that npu-smi does not show")
-    if len(devices) > 1 and not links:
-        facts["ascend.links"] = Fact(None, "npu-smi info -t topo", "the ways between NPUs are unknown")
-    return Found(devices, facts, links, islands(len(devices), links) if links else ())
+    if withheld := [f"/dev/davinci{npu.index}" for npu in npus if npu.index not in present]:
+        facts["ascend.withheld"] = Fact(withheld, "npu-smi info: there are no device files for these")
+    return Found(devices, facts | wiring.facts, wiring.links, wiring.islands)
 
 
 def resolve_soc(chip: Chip, board: Board) -> str | None:
@@ -151,19 +151,18 @@ def _device(npu: Npu, memory_gib: float) -> Device:
     )
 
 
-def _links(host: Host, npus: Sequence[Npu], devices: Sequence[Device]) -> tuple[Link, ...]:
+def _links(host: Host, npus: Sequence[Npu]) -> list[Link]:
     kinds = npu_smi.read_topology(host)
     numbers = {number for pair in kinds for number in pair}
     indices = {npu.index: npu.index for npu in npus}
     cards = {npu.chip.npu_id: npu.index for npu in npus}
     # Rows are called by physical number, or by card on a server with a chip a card.
     names = indices if numbers <= indices.keys() or len(cards) < len(npus) else cards
-    found = [
+    return [
         Link(names[first], names[second], kind)
         for (first, second), kind in kinds.items()
         if first in names and second in names
     ]
-    return among([device.index for device in devices], found)
 
 
 def _used(table: Table, npus: Sequence[Npu]) -> Fact:
@@ -179,14 +178,11 @@ def _used(table: Table, npus: Sequence[Npu]) -> Fact:
 
 
 def _trouble(host: Host, table: Table, npus: Sequence[Npu], present: Sequence[int]) -> list[str]:
-    missing = [str(npu.index) for npu in npus if npu.index not in present]
     broken = [f"{npu.index} ({npu.chip.health})" for npu in npus if npu.chip.health not in WORKING]
     warned = [str(npu.index) for npu in npus if npu.chip.health == "Warning"]
     told = list(table.errors)
     if any("-8005" in error for error in told):
         told.append(DCMI_HINT)
-    if missing:
-        told.append(f"not given to this process: NPU {', '.join(missing)} (no /dev/davinci file: a container's share?)")
     if broken:
         told.append(f"in error: NPU {', '.join(broken)}")
     if warned:

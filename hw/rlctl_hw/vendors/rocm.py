@@ -11,13 +11,13 @@ from dataclasses import replace
 
 from rlctl_hw.devices import by_key
 from rlctl_hw.host import Found, Host
-from rlctl_hw.topology import among, islands
 from rlctl_hw.types import Device, Fact, Link
 from rlctl_hw.vendors import amd_smi, kfd, rocm_smi, rocminfo
 from rlctl_hw.vendors.amd_gpu import Gpu, Physical, catalogue_of, name_of, product_of
 from rlctl_hw.vendors.pci import BUS, find_gpus
 from rlctl_hw.vendors.rocm_driver import read_driver
 from rlctl_hw.vendors.rocm_visible import Visible, select_visible
+from rlctl_hw.vendors.wiring import wire
 
 GIB = 2**30
 IN_USE_GIB = 0.5
@@ -33,9 +33,9 @@ def probe(host: Host) -> Found:
     physical = read_driver(host) or _from_tools(host)
     visible = select_visible(physical.usable, host.env)
     devices, notes = _devices(visible.gpus)
-    links = among((device.index for device in devices), physical.links)
+    wiring = wire(devices, physical.links, physical.links_source)
     facts = _facts(host, physical, replace(visible, notes=visible.notes + notes), devices)
-    return Found(devices, facts, links, islands(len(devices), links) if links else ())
+    return Found(devices, facts | wiring.facts, wiring.links, wiring.islands)
 
 
 def _from_tools(host: Host) -> Physical:
@@ -48,7 +48,9 @@ def _from_tools(host: Host) -> Physical:
         answer = read(host)
         if answer.gpus:
             links = _tool_links(read_links(host)) if len(answer.gpus) > 1 else ()
-            return Physical(answer.gpus, answer.gpus, answer.source, tuple(errors), links, answer.driver)
+            return Physical(
+                answer.gpus, answer.gpus, answer.source, tuple(errors), links, answer.source, driver=answer.driver
+            )
         errors.extend(answer.errors)
     return Physical((), (), kfd.NODES, _why_none(host, errors))
 
@@ -128,6 +130,8 @@ def _facts(host: Host, physical: Physical, visible: Visible, devices: Iterable[D
         facts["rocm.used_gib"] = Fact(used, physical.source, f"already in use: {', '.join(busy)}" if busy else None)
     if physical.missing:
         facts["rocm.missing"] = Fact(list(physical.missing), BUS, "on the bus, but the driver does not show them")
+    if physical.withheld:
+        facts["rocm.withheld"] = Fact(list(physical.withheld), "nodes that may not be read, and device files")
     models = {name_of(gpu) for gpu in physical.gpus}
     if len(models) > 1:
         facts["rocm.mixed"] = Fact(sorted(models), physical.source, "GPUs differ: a run is planned for the smallest")

@@ -27,18 +27,23 @@ def read_driver(host: Host) -> Physical | None:
         return None
     order = {number: index for index, number in enumerate(numbers)}
     gpus = [_gpu(host, node, order[node.number], topology.nodes) for node in topology.nodes]
-    errors = []
     if any(product_of(gpu) is None for gpu in gpus):
         gpus = _with_printed_names(gpus, amd_smi.read(host))
-    if topology.hidden:
-        hidden = ", ".join(str(order[number]) for number in topology.hidden)
-        errors.append(f"not given to this process: GPU {hidden} (a container's share?)")
-    usable, locked = _openable(host, list(zip(gpus, topology.nodes, strict=True)))
-    links = _driver_links(topology, order)
+    usable, absent, errors = _openable(host, list(zip(gpus, topology.nodes, strict=True)))
     shown = {gpu.pci for gpu in gpus}
     # Of the nodes that are not readable the addresses are unknown too.
     missing = [] if topology.hidden else [address for address in find_gpus(host) if address not in shown]
-    return Physical(tuple(gpus), usable, kfd.NODES, (*errors, *locked), links, missing=tuple(missing))
+    withheld = sorted([*(order[number] for number in topology.hidden), *absent])
+    return Physical(
+        gpus=tuple(gpus),
+        usable=usable,
+        source=kfd.NODES,
+        errors=errors,
+        links=_driver_links(topology, order),
+        links_source=f"{kfd.NODES}/*/io_links",
+        missing=tuple(missing),
+        withheld=tuple(f"GPU {index}" for index in withheld),
+    )
 
 
 def _gpu(host: Host, node: kfd.Node, index: int, nodes: Sequence[kfd.Node]) -> Gpu:
@@ -99,22 +104,27 @@ def _with_printed_names(gpus: Iterable[Gpu], answer: Answer) -> list[Gpu]:
     return [gpu if product_of(gpu) else replace(gpu, name=names.get(gpu.pci or "")) for gpu in gpus]
 
 
-def _openable(host: Host, gpus: Sequence[tuple[Gpu, kfd.Node]]) -> tuple[tuple[Gpu, ...], tuple[str, ...]]:
-    """Return the GPUs whose device files this process can open, as the runtime leaves out the others."""
+def _openable(
+    host: Host, gpus: Sequence[tuple[Gpu, kfd.Node]]
+) -> tuple[tuple[Gpu, ...], tuple[int, ...], tuple[str, ...]]:
+    """Return the GPUs whose device files this process can open (the runtime leaves out the others), the indices of
+    those without one, and what is wrong with the rest."""
     if not host.exists(KFD):
-        return (), (f"{KFD} is not here: give the container --device={KFD} --device=/dev/dri",)
+        return (), (), (f"{KFD} is not here: give the container --device={KFD} --device=/dev/dri",)
     if not _may_open(host, KFD):
-        return (), (f"{KFD} may not be opened: add the user to the groups render and video",)
-    usable, errors = [], []
+        return (), (), (f"{KFD} may not be opened: add the user to the groups render and video",)
+    usable, absent, errors = [], [], []
     for gpu, node in gpus:
         file = f"/dev/dri/renderD{node.render_minor}"
         if not host.exists(file):
-            errors.append(f"GPU {gpu.index} cannot be used: {file} is not here")
+            absent.append(gpu.index)
         elif not _may_open(host, file):
             errors.append(f"GPU {gpu.index} cannot be used: {file} may not be opened; add the user to the group render")
         else:
             usable.append(gpu)
-    return tuple(usable), tuple(errors)
+    if gpus and len(absent) == len(gpus):
+        errors.append("no GPU has its /dev/dri/renderD file here: give the container --device=/dev/dri")
+    return tuple(usable), tuple(absent), tuple(errors)
 
 
 def _may_open(host: Host, file: str) -> bool:
