@@ -29,6 +29,17 @@ def test_a_run_trains_through_vllm_and_its_log_probs_stay_the_trainers(
     _check(files)
 
 
+def test_merged_adapters_reach_the_engine_after_every_update(tmp_path: Path) -> None:
+    model = {"type": "random", "hidden_size": 64, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1}
+    files = runs.make_run(
+        tmp_path / "run",
+        model=model | {"intermediate_size": 64, "max_position": 64, "lora": {"rank": 4}},
+        rollout=VLLM,
+        trainer={"num_steps": 3, "mini_batches_per_step": 2, "optim": {"lr": 1e-2}},
+    )
+    _check(files)
+
+
 def test_a_run_trains_through_an_engine_of_two_ranks(tmp_path: Path) -> None:
     model = {"type": "random", "hidden_size": 64, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2}
     files = runs.make_run(
