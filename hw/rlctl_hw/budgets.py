@@ -27,7 +27,7 @@ STORE_STEP_GIB = 0.25
 BUCKETS_IN_FLIGHT = 6
 """The sender runs at most four buckets ahead; one is being packed and one unpacked."""
 
-TRAINING_PHASES: tuple[Phase, ...] = ("logprobs", "actor_update", "values", "critic_update")
+TRAINING_PHASES: tuple[Phase, ...] = ("actor_update", "logprobs", "critic_update", "values")
 
 
 def micro_batch(workload: Workload, layout: Layout) -> Choice:
@@ -37,15 +37,14 @@ def micro_batch(workload: Workload, layout: Layout) -> Choice:
     if least >= cap:
         return Choice(key, least, "one longest sequence; more at one time gains no speed", "formula")
     cache_gib = _kept_cache_gib(workload, layout)
-    tokens = _largest(
-        lambda count: all(
-            phase_gib(phase, workload, replace(layout, max_tokens_per_micro_batch=count)) + cache_gib <= _target(layout)
-            for phase in TRAINING_PHASES
-        ),
-        least=least,
-        most=cap,
-        step=TOKEN_STEP,
-    )
+    tokens = cap
+    for phase in TRAINING_PHASES:
+        tokens = _largest(
+            lambda count, phase=phase: (
+                phase_gib(phase, workload, replace(layout, max_tokens_per_micro_batch=count)) + cache_gib
+            ),
+            _target(layout), least=least, most=tokens, step=TOKEN_STEP,
+        )  # fmt: skip
     if tokens == cap:
         where = "on CPU" if layout.device == "cpu" else "per rank"
         return Choice(key, tokens, f"fits with room to spare; more {where} gains no speed", "assumed")
@@ -67,11 +66,9 @@ def max_concurrent(workload: Workload, layout: Layout) -> Choice:
     if layout.device == "cpu":
         most = max(1, min(most, int(_kept_cache_gib(workload, layout) / _cache_gib(1, workload, layout))))
     count = _largest(
-        lambda count: phase_gib("generation", workload, replace(layout, max_concurrent=count)) <= _target(layout),
-        least=1,
-        most=most,
-        step=1,
-    )
+        lambda count: phase_gib("generation", workload, replace(layout, max_concurrent=count)),
+        _target(layout), least=1, most=most, step=1,
+    )  # fmt: skip
     if count == own:
         return Choice(key, count, "all sequences of a step that fall to one engine", "formula")
     if count == MOST_SEQUENCES:
@@ -175,13 +172,23 @@ def _beside_vllm_gib(workload: Workload, layout: Layout) -> float:
     return max(asleep, sending + received) / GIB
 
 
-def _largest(fits: Callable[[int], bool], *, least: int, most: int, step: int) -> int:
-    """Return the largest multiple of `step` up to `most` that fits, or `least`; what fits stays so when lowered."""
-    low, high = least // step, most // step
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(middle * step):
-            low = middle
+def _largest(gib: Callable[[int], float], limit_gib: float, *, least: int, most: int, step: int) -> int:
+    """Return the largest multiple of `step` up to `most` whose `gib` is within the limit, or `least`.
+
+    `gib` never falls as its argument grows, and mostly grows along lines: the next guess is where a line would cross.
+    """
+    low, high = -(-least // step), most // step
+    if high <= low or gib(high * step) <= limit_gib:
+        return max(least, high * step)
+    at_low, at_high = gib(low * step), gib(high * step)
+    if at_low > limit_gib:
+        return least
+    while high - low > 1:
+        share = (limit_gib - at_low) / (at_high - at_low)
+        guess = min(high - 1, max(low + 1, low + int(share * (high - low))))
+        at_guess = gib(guess * step)
+        if at_guess <= limit_gib:
+            low, at_low = guess, at_guess
         else:
-            high = middle - 1
+            high, at_high = guess, at_guess
     return max(least, low * step)

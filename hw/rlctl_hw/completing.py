@@ -32,10 +32,10 @@ def complete(
     """Return the plan of one candidate, or raise DoesNotFit with numbers."""
     choices: list[Choice] = []
     least = _least_layout(workload, hardware, candidate, choices)
-    _check_device(bands(workload, least), memory(workload, least), least)
+    _check_device(bands(workload, least), workload, least)
     layout = _chosen_layout(workload, least, choices)
     parts, ranges = memory(workload, layout), bands(workload, layout)
-    _check_device(ranges, parts, layout)
+    _check_device(ranges, workload, layout)
     pins = workload.pins
     store_gib = _settle(choices, pins.object_store_gib, lambda: budgets.object_store(workload, layout))
     on_host = host_memory(workload, hardware, layout, store_gib)
@@ -129,7 +129,7 @@ def _chosen_layout(workload: Workload, least: Layout, choices: list[Choice]) -> 
     return replace(layout, gpu_memory_share=share.value)
 
 
-def _check_device(ranges: tuple[PhaseBand, ...], parts: tuple[MemoryPart, ...], layout: Layout) -> None:
+def _check_device(ranges: tuple[PhaseBand, ...], workload: Workload, layout: Layout) -> None:
     """Refuse a phase beyond the limit, or one whose range reaches beyond the device."""
     worst = max(ranges, key=lambda band: band.gib)
     over = worst.gib > LIMIT_SHARE * layout.memory_gib
@@ -138,7 +138,8 @@ def _check_device(ranges: tuple[PhaseBand, ...], parts: tuple[MemoryPart, ...], 
     if not over and (doubtful is None or doubtful.high_gib <= layout.memory_gib):
         return
     band = worst if over or doubtful is None else doubtful
-    largest = sorted((part for part in parts if part.phase == band.phase), key=lambda part: -part.gib)[:3]
+    parts = (part for part in memory(workload, layout) if part.phase == band.phase)
+    largest = sorted(parts, key=lambda part: -part.gib)[:3]
     where = "this host" if layout.device == "cpu" else "a device"
     limit = f"{LIMIT_SHARE:.0%} usable" if over else f"borderline: it may reach {band.high_gib:.1f} GiB"
     raise DoesNotFit(

@@ -11,7 +11,19 @@ from functools import reduce
 from itertools import product
 from math import gcd
 
-from rlctl_hw.types import DoesNotFit, Hardware, Mesh, ModelShape, Pins, Recompute, Savings, Workload
+from rlctl_hw.calculator import check
+from rlctl_hw.setup import IllegalLayout, Setup, Task
+from rlctl_hw.types import (
+    DoesNotFit,
+    EngineName,
+    Hardware,
+    Mesh,
+    ModelShape,
+    Pins,
+    Recompute,
+    Savings,
+    Workload,
+)
 
 POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LONG_TOKENS = 8192
@@ -38,15 +50,12 @@ def island_size(hardware: Hardware) -> int:
     return 1 if alone else reduce(gcd, map(len, hardware.islands))
 
 
-def tensor_parallel_problem(shape: ModelShape, degree: int) -> str | None:
-    """Say why a model cannot be split over so many devices, or None where it can."""
-    if shape.num_heads % degree:
-        return f"{degree} does not divide the model's {shape.num_heads} attention heads"
-    if shape.latent is None and shape.num_kv_heads % degree and degree % shape.num_kv_heads:
-        return f"{degree} and the model's {shape.num_kv_heads} key/value heads do not divide each other"
-    width = shape.intermediate_size if shape.experts is None else shape.experts.expert_size
-    if width % degree:
-        return f"{degree} does not divide the model's MLP width of {width}"
+def problem(shape: ModelShape, engine: EngineName, task: Task, mesh: Mesh) -> str | None:
+    """Say why a model cannot be split this way, or None where it can."""
+    try:
+        check(Setup(shape, engine, task, mesh, seq_len=LONG_TOKENS))
+    except IllegalLayout as illegal:
+        return str(illegal)
     return None
 
 
@@ -61,14 +70,14 @@ def rollout_degrees(workload: Workload, hardware: Hardware, rollout_devices: int
         return [1]
     if pin is None:
         most = min(island_size(hardware), rollout_devices)
-        return [d for d in POWERS if d <= most and rollout_devices % d == 0 and _splits(workload.shape, d)]
-    problem = tensor_parallel_problem(workload.shape, pin)
-    if problem is None and rollout_devices % pin:
-        problem = f"it does not divide the {rollout_devices} devices that generate"
-    if problem is None and hardware.kind != "cpu" and pin > island_size(hardware):
-        problem = f"only {island_size(hardware)} devices are joined by fast links"
-    if problem is not None:
-        raise DoesNotFit(f"{key}={pin} cannot be: {problem}", (f"unset {key}",))
+        return [d for d in POWERS if d <= most and rollout_devices % d == 0 and not _rollout_problem(workload, d)]
+    why = _rollout_problem(workload, pin)
+    if rollout_devices % pin:
+        why = f"it does not divide the {rollout_devices} devices that generate"
+    elif hardware.kind != "cpu" and pin > island_size(hardware):
+        why = f"only {island_size(hardware)} devices are joined by fast links"
+    if why is not None:
+        raise DoesNotFit(f"{key}={pin} cannot be: {why}", (f"unset {key}",))
     return [pin]
 
 
@@ -82,7 +91,7 @@ def train_meshes(workload: Workload, hardware: Hardware, trainer_devices: int) -
             f"no split of {trainer_devices} ranks is legal for this model within {_pinned_words(workload.pins)}",
             tuple(f"unset engine.{name}" for name in _pinned(workload.pins)) or ("set trainer.num_devices lower",),
         )
-    return sorted(meshes, key=lambda mesh: (mesh.tp * mesh.pp * mesh.cp, mesh.pp, mesh.cp, mesh.ep))
+    return sorted(meshes, key=lambda mesh: (mesh.uneven_stages, mesh.tp * mesh.pp * mesh.cp, mesh.pp, mesh.cp, mesh.ep))
 
 
 def savings_ladder(workload: Workload, hardware: Hardware) -> list[Savings]:
@@ -120,13 +129,15 @@ def _megatron_meshes(workload: Workload, hardware: Hardware, world: int) -> Iter
     num_experts = shape.experts.num_experts if shape.experts else 1
     eps = _degrees(pins.expert_parallel, [d for d in POWERS if num_experts % d == 0])
     for tp, pp, cp, ep in product(tps, pps, cps, eps):
-        ranks = tp * pp * cp
-        if world % ranks or (world // pp) % ep or num_experts % ep or pp > shape.num_layers:
-            continue
-        if tp > most_tp or not _splits(shape, tp):
+        if world % (tp * pp * cp) or tp > most_tp:
             continue
         sequence = (tp > 1) if pins.sequence_parallel is None else pins.sequence_parallel
-        yield Mesh(dp_shard=world // ranks, tp=tp, pp=pp, cp=cp, ep=ep, sequence_parallel=sequence)
+        mesh = Mesh(
+            dp_shard=world // (tp * pp * cp), tp=tp, pp=pp, cp=cp, ep=ep,
+            sequence_parallel=sequence, uneven_stages=shape.num_layers % pp != 0,
+        )  # fmt: skip
+        if problem(shape, "megatron", "update", mesh) is None:
+            yield mesh
 
 
 def _feeds(workload: Workload, mesh: Mesh) -> bool:
@@ -138,8 +149,8 @@ def _degrees(pin: int | None, choices: list[int]) -> list[int]:
     return choices if pin is None else [pin]
 
 
-def _splits(shape: ModelShape, degree: int) -> bool:
-    return tensor_parallel_problem(shape, degree) is None
+def _rollout_problem(workload: Workload, degree: int) -> str | None:
+    return problem(workload.shape, workload.engine, "rollout", Mesh(tp=degree))
 
 
 def _pinned(pins: Pins) -> list[str]:

@@ -39,15 +39,13 @@ def memory(workload: Workload, layout: Layout) -> tuple[MemoryPart, ...]:
 
 
 def bands(workload: Workload, layout: Layout) -> tuple[PhaseBand, ...]:
-    """Return each phase's total with the range in which it is expected, in GiB."""
-    return tuple(phase_band(phase, workload, layout) for phase in phases_of(workload, layout))
-
-
-def phase_band(phase: Phase, workload: Workload, layout: Layout) -> PhaseBand:
-    """Return a phase's total with the range in which it is expected: parts may all be off the same way."""
-    needs = _on_device(phase, workload, layout)
-    gib, off = total(needs) / GIB, sum(need.off for need in needs) / GIB
-    return PhaseBand(phase, gib, gib - off, gib + off)
+    """Return each phase's total with the range in which it is expected, in GiB: parts may all be off the same way."""
+    found = []
+    for phase in phases_of(workload, layout):
+        needs = _on_device(phase, workload, layout)
+        gib, off = total(needs) / GIB, sum(need.off for need in needs) / GIB
+        found.append(PhaseBand(phase, gib, gib - off, gib + off))
+    return tuple(found)
 
 
 def phase_gib(phase: Phase, workload: Workload, layout: Layout) -> float:

@@ -41,8 +41,6 @@ MASTER_BYTES, MOMENT_BYTES = 4, 8
 
 CONTEXT_GIB = 0.9
 """CUDA context, loaded kernels and workspaces of one process; 0.5 to 1.4 GiB are seen."""
-COLLECTIVES_GIB = 0.4
-"""NCCL buffers of one process; 0.34 GiB at 2 ranks and 0.39 at 4 to 8 are measured."""
 VLLM_WORKING_GIB = 2.0
 """vLLM beside weights and KV cache: profiled activations, CUDA graphs, context."""
 VLLM_ASLEEP_GIB = 1.5

@@ -57,7 +57,7 @@ def _why(read: Reader, chosen: Tried, found: list[Tried]) -> str:
     value = read(chosen.candidate)
     others = [one for one in found if read(one.candidate) != value]
     if not others:
-        return "nothing else is legal here" if len(found) > 1 else "nothing to gain here"
+        return "nothing to gain from another value here"
     fitting = [one for one in others if one.plan is not None]
     if not fitting:
         return "nothing else fits"

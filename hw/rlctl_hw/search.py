@@ -12,7 +12,7 @@ from rlctl_hw import layouts, placing
 from rlctl_hw.completing import complete
 from rlctl_hw.layouts import Candidate
 from rlctl_hw.timing import step_seconds
-from rlctl_hw.types import Corrections, DoesNotFit, Hardware, Plan, Workload
+from rlctl_hw.types import Corrections, DoesNotFit, Hardware, Mesh, Plan, Savings, Workload
 
 MOST_MESHES = 48
 """Meshes of one search; the least split ones, which communicate least, come first."""
@@ -34,41 +34,30 @@ class Tried:
         return None if seconds is None else seconds[0]
 
 
-def candidates(workload: Workload, hardware: Hardware) -> Iterator[list[Candidate]]:
-    """Yield the legal candidates of each mesh and rollout degree, from saving nothing to saving everything."""
-    placing.check_model(workload, hardware)
-    counts = placing.device_counts(workload, hardware)
-    rungs = layouts.savings_ladder(workload, hardware)
-    degrees = layouts.rollout_degrees(workload, hardware, counts.rollout)
-    for mesh in layouts.train_meshes(workload, hardware, counts.trainer)[:MOST_MESHES]:
-        for degree in degrees:
-            yield [Candidate(counts.trainer, counts.rollout, mesh, rung, degree) for rung in rungs]
-
-
 def tried(workload: Workload, hardware: Hardware, corrections: Corrections | None = None) -> list[Tried]:
-    """Complete every candidate; of one that does not fit with all savings, the lesser savings are not tried."""
+    """Try the legal candidates: every mesh with one rollout degree, then every degree with the best mesh.
+
+    The two hardly depend on each other: they meet only in the memory that one leaves to the other.
+    """
+    ladders = _Ladders(workload, hardware, corrections)
     found: list[Tried] = []
-    for rungs in candidates(workload, hardware):
-        last = _try(workload, hardware, rungs[-1], corrections)
-        if last.plan is None:
-            found.append(last)
-            continue
-        found += [_try(workload, hardware, candidate, corrections) for candidate in rungs[:-1]]
-        found.append(last)
+    for degree in ladders.degrees:
+        found += [one for mesh in ladders.meshes for one in ladders.climb(mesh, degree)]
+        chosen = best(found)
+        if chosen is not None:
+            others = [other for other in ladders.degrees if other > degree]
+            return found + [one for other in others for one in ladders.climb(chosen.candidate.mesh, other)]
     return found
 
 
 def fits(workload: Workload, hardware: Hardware) -> bool:
     """Say whether any candidate fits: the most saving ones are tried first."""
     try:
-        ladders = list(candidates(workload, hardware))
+        ladders = _Ladders(workload, hardware, None)
     except DoesNotFit:
         return False
-    return any(
-        _try(workload, hardware, candidate, None).plan is not None
-        for place in range(1, len(ladders[0]) + 1)
-        for candidate in (rungs[-place] for rungs in ladders)
-    )
+    places = ((mesh, degree) for degree in reversed(ladders.degrees) for mesh in reversed(ladders.meshes))
+    return any(ladders.top(mesh, degree).plan is not None for mesh, degree in places)
 
 
 def best(found: list[Tried]) -> Tried | None:
@@ -77,8 +66,45 @@ def best(found: list[Tried]) -> Tried | None:
     return min(fitting, key=lambda one: one.step_s or 0.0, default=None)
 
 
-def _try(workload: Workload, hardware: Hardware, candidate: Candidate, corrections: Corrections | None) -> Tried:
-    try:
-        return Tried(workload, candidate, complete(workload, hardware, candidate, corrections), None)
-    except DoesNotFit as refusal:
-        return Tried(workload, candidate, None, refusal)
+class _Ladders:
+    """The legal meshes and rollout degrees of a workload, and for each pair the rungs of what may be saved."""
+
+    def __init__(self, workload: Workload, hardware: Hardware, corrections: Corrections | None) -> None:
+        self._asked = workload, hardware, corrections
+        placing.check_model(workload, hardware)
+        counts = placing.device_counts(workload, hardware)
+        self._trainer, self._rollout = counts.trainer, counts.rollout
+        self._rungs = layouts.savings_ladder(workload, hardware)
+        self.degrees = layouts.rollout_degrees(workload, hardware, counts.rollout)
+        self.meshes = layouts.train_meshes(workload, hardware, counts.trainer)[:MOST_MESHES]
+
+    def top(self, mesh: Mesh, degree: int) -> Tried:
+        """Try the candidate that saves everything."""
+        return self._try(mesh, degree, self._rungs[-1])
+
+    def climb(self, mesh: Mesh, degree: int) -> Iterator[Tried]:
+        """Try rung after rung until saving more makes a step slower; nothing where even the top does not fit."""
+        top = self.top(mesh, degree)
+        if top.plan is None:
+            yield top
+            return
+        before: Tried | None = None
+        for rung in self._rungs[:-1]:
+            one = self._try(mesh, degree, rung)
+            yield one
+            if one.plan is not None and (one.step_s is None or (before is not None and _slower(one, before))):
+                return
+            before = one if one.plan is not None else before
+        yield top
+
+    def _try(self, mesh: Mesh, degree: int, savings: Savings) -> Tried:
+        workload, hardware, corrections = self._asked
+        candidate = Candidate(self._trainer, self._rollout, mesh, savings, degree)
+        try:
+            return Tried(workload, candidate, complete(workload, hardware, candidate, corrections), None)
+        except DoesNotFit as refusal:
+            return Tried(workload, candidate, None, refusal)
+
+
+def _slower(one: Tried, before: Tried) -> bool:
+    return (one.step_s or 0.0) >= (before.step_s or 0.0)

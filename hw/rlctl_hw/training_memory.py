@@ -6,9 +6,8 @@ V vocabulary, h hidden size, f MLP size, q and kv widths of queries and of keys,
 
 from __future__ import annotations
 
+from rlctl_hw.calculated import pass_needs, process_needs, rest_needs
 from rlctl_hw.needs import (
-    COLLECTIVES_GIB,
-    CONTEXT_GIB,
     CPU_PROCESS_GIB,
     DTYPE_BYTES,
     GIB,
@@ -23,6 +22,7 @@ from rlctl_hw.types import DeviceKind, Dtype, Layout, ModelShape, Workload
 
 SLOTS_PER_TOKEN, SLOTS_PER_TOKEN_PADDED = 2, 4
 """Attention places per token: responses share a prompt and attention does not; off CUDA and in float32 it also pads."""
+PASSES = ("logprobs", "values", "actor_update", "critic_update")
 UPDATES = ("actor_update", "critic_update", "optimizer_step")
 CRITIC_AT_WORK = ("values", "critic_update")
 AT_REST = ("load", "generation")
@@ -45,7 +45,9 @@ def trained_params(workload: Workload, role: str) -> int:
 def trainer_needs(phase: Phase, workload: Workload, layout: Layout) -> list[Need]:
     """Return what all trainer roles of one rank hold during a phase."""
     busy = busy_role(phase, workload)
-    needs = _processes(len(workload.roles), layout)
+    if layout.device != "cpu":
+        return [need for role in workload.roles for need in role_needs(role, phase, role == busy, workload, layout)]
+    needs = [Need("overhead", len(workload.roles) * CPU_PROCESS_GIB * GIB, "assumed")]
     for role in workload.roles:
         needs += _states(role, phase, role == busy, workload, layout)
     if busy is not None:
@@ -81,35 +83,78 @@ def largest_tensor(shape: ModelShape) -> int:
 
 def own_tokens(backward: bool, workload: Workload, layout: Layout) -> int:
     """Return the tokens of one pass: the budget, or all that a rank has to do where that is less."""
+    return min(layout.max_tokens_per_micro_batch, rank_tokens(backward, workload, layout))
+
+
+def rank_tokens(backward: bool, workload: Workload, layout: Layout) -> int:
+    """Return the most tokens that a data-parallel rank may have to pass over, between two optimizer steps if any."""
     sequences = workload.mini_batch_sequences if backward else workload.step_sequences
-    return min(layout.max_tokens_per_micro_batch, -(-sequences // layout.mesh.dp_shard) * workload.longest_tokens)
+    return -(-sequences // layout.mesh.dp_shard) * workload.longest_tokens
 
 
-def _processes(num_processes: int, layout: Layout) -> list[Need]:
-    if layout.device == "cpu":
-        return [Need("overhead", num_processes * CPU_PROCESS_GIB * GIB, "assumed")]
-    collectives = COLLECTIVES_GIB if layout.trainer_devices > 1 else 0.0
-    return [
-        Need("context", num_processes * CONTEXT_GIB * GIB, "assumed"),
-        Need("communication", num_processes * collectives * GIB, "assumed"),
-    ]
+def role_needs(role: str, phase: Phase, busy: bool, workload: Workload, layout: Layout) -> list[Need]:
+    """Return what the process of one role holds on one accelerator."""
+    kept = _kept(role, phase, busy, workload, layout)
+    if not busy or phase not in PASSES:
+        extra = [_exchange(role, phase, workload, layout)] if busy else []
+        return [*process_needs(workload, layout), *kept, *extra]
+    backward = phase in UPDATES
+    tokens = own_tokens(backward, workload, layout)
+    num_passes = -(-rank_tokens(backward, workload, layout) // tokens)
+    working = pass_needs(
+        role, backward=backward, tokens=tokens, num_passes=num_passes, workload=workload, layout=layout
+    )
+    # An update's pass counts its own states at the moment of its peak; a forward pass counts the weights alone.
+    beside = [] if backward else [need for need in kept if need.part != "weights"]
+    return [*beside, *working, _shared_prompts(tokens, backward, workload, layout)]
+
+
+def _kept(role: str, phase: Phase, busy: bool, workload: Workload, layout: Layout) -> list[Need]:
+    """Return weights, gradients and moments that are on the device in a phase."""
+    rest, savings = rest_needs(role, workload, layout), layout.savings
+    megatron = workload.engine == "megatron"
+    if savings.offload_params and not busy:
+        rest.pop("weights", None)
+        rest.pop("gradients", None)
+    if not megatron and not (busy and phase in UPDATES):
+        rest.pop("gradients", None)
+    stepping = busy and (phase in UPDATES if megatron else phase == "optimizer_step")
+    if phase == "load" or (savings.offload_optimizer and not stepping):
+        rest.pop("optimizer", None)
+    return list(rest.values())
+
+
+def _exchange(role: str, phase: Phase, workload: Workload, layout: Layout) -> Need:
+    """Return the buffers of a phase in which weights move or are stepped."""
+    if phase in ("weight_sync", "checkpoint"):
+        # One gathered tensor on top of the bucket that waits for it and its copy as sent.
+        buckets = 2 * bucket_bytes(workload, MASTER_BYTES) if phase == "weight_sync" else 0.0
+        return Need("buffers", largest_tensor(workload.shape) * MASTER_BYTES + buckets)
+    # AdamW over lists of tensors makes a temporary copy of the parameters' size where it has no fused kernel.
+    unfused = trained_params(workload, role) / layout.trainer_devices if layout.device == "ascend" else 0.0
+    return Need("buffers", unfused * MASTER_BYTES)
+
+
+def _shared_prompts(tokens: int, backward: bool, workload: Workload, layout: Layout) -> Need:
+    """Return the further places that attention keeps where responses share a prompt that the other layers see once."""
+    slots = _slots(workload, layout.device, layout.compute_dtype) - 1 if workload.engine == "fsdp2" else 0
+    shape = workload.shape
+    width = 2 * (shape.num_heads + shape.num_kv_heads) * shape.head_dim * DTYPE_BYTES[layout.compute_dtype]
+    layers = shape.num_layers if backward and layout.savings.recompute == "none" else 1
+    return Need("activations", slots * width * layers * tokens)
 
 
 def _states(role: str, phase: Phase, busy: bool, workload: Workload, layout: Layout) -> list[Need]:
     """Return weights, gradients and moments: 4 + 4 + 8 bytes a trained parameter, over N ranks.
 
-    Under LoRA the other weights are frozen, in the compute precision. What is offloaded leaves a device, but on CPU
-    there is nowhere else to go.
+    Under LoRA the other weights are frozen, in the compute precision. On CPU nothing can be moved elsewhere.
     """
-    ranks, savings = layout.trainer_devices, layout.savings
+    ranks = layout.trainer_devices
     trained = trained_params(workload, role) / ranks
-    elsewhere = layout.device != "cpu"
-    away_params = elsewhere and savings.offload_params and not busy
-    away_moments = elsewhere and savings.offload_optimizer and not (busy and phase == "optimizer_step")
     return [
-        Need("weights", 0.0 if away_params else weight_bytes(role, workload, layout) / ranks),
+        Need("weights", weight_bytes(role, workload, layout) / ranks),
         Need("gradients", trained * MASTER_BYTES if busy and phase in UPDATES else 0.0),
-        Need("optimizer", 0.0 if away_moments or phase == "load" else trained * MOMENT_BYTES),
+        Need("optimizer", trained * MOMENT_BYTES),
     ]
 
 
@@ -122,15 +167,8 @@ def weight_bytes(role: str, workload: Workload, layout: Layout) -> float:
 
 
 def _working_set(role: str, phase: Phase, workload: Workload, layout: Layout) -> list[Need]:
-    shape = workload.shape
-    if phase in ("weight_sync", "checkpoint"):
-        # One gathered tensor on top of the bucket that waits for it and its copy as sent.
-        buckets = 2 * bucket_bytes(workload, MASTER_BYTES) if phase == "weight_sync" else 0.0
-        return [Need("buffers", largest_tensor(shape) * MASTER_BYTES + buckets)]
-    if phase == "optimizer_step":
-        # AdamW over lists of tensors makes a temporary copy of the parameters' size where it has no fused kernel.
-        unfused = trained_params(workload, role) / layout.trainer_devices if layout.device == "ascend" else 0.0
-        return [Need("buffers", unfused * MASTER_BYTES)]
+    if phase not in PASSES:
+        return [_exchange(role, phase, workload, layout)]
     backward = phase in UPDATES
     tokens = own_tokens(backward, workload, layout)
     return [

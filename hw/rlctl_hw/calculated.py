@@ -1,0 +1,77 @@
+"""Needs of a trainer role on an accelerator, asked of the memory calculator: at rest, and at work on one pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+from rlctl_hw.calculator import estimate
+from rlctl_hw.calculator.overheads import DOUBT
+from rlctl_hw.needs import GIB, Need
+from rlctl_hw.setup import Estimate, Setup, Task
+from rlctl_hw.types import Layout, Workload
+
+STATES = ("weights", "gradients", "optimizer")
+LEAST_TOKENS = 8
+
+
+def rest_needs(role: str, workload: Workload, layout: Layout) -> dict[str, Need]:
+    """Return weights, gradients and moments of a role on one rank, by part, with nothing offloaded.
+
+    FSDP2 has gradients during an update only; Megatron's buffer for them stays.
+    """
+    task: Task = "logprob" if role == "reference" else "update"
+    tokens = LEAST_TOKENS * layout.mesh.cp
+    found = _estimate(_setup(role, task, tokens, 1, workload, layout))
+    return {need.part: need for need in _needs(found) if need.part in STATES}
+
+
+def pass_needs(
+    role: str, *, backward: bool, tokens: int, num_passes: int, workload: Workload, layout: Layout
+) -> list[Need]:
+    """Return everything a role's process holds at the peak of one pass over `tokens`."""
+    task: Task = "update" if backward else "logprob"
+    setup = _setup(role, task, tokens, num_passes, workload, layout)
+    if workload.engine == "fsdp2" and layout.savings.offload_optimizer:
+        setup = replace(setup, optim_offload=True, optim_offload_share=1.0)
+    return _needs(_estimate(setup))
+
+
+def process_needs(workload: Workload, layout: Layout) -> list[Need]:
+    """Return what one process of a role takes before it holds anything: context and collectives."""
+    found = _estimate(_setup("actor", "logprob", LEAST_TOKENS * layout.mesh.cp, 1, workload, layout))
+    return [need for need in _needs(found) if need.part in ("context", "communication")]
+
+
+def _setup(role: str, task: Task, tokens: int, num_passes: int, workload: Workload, layout: Layout) -> Setup:
+    fsdp2, savings, mesh = workload.engine == "fsdp2", layout.savings, layout.mesh
+    return Setup(
+        shape=workload.shape,
+        engine=workload.engine,
+        task=task,
+        mesh=mesh,
+        seq_len=-(-tokens // mesh.cp) * mesh.cp,
+        num_micro_batches=num_passes,
+        recompute=savings.recompute,
+        loss="chunked" if fsdp2 else "plain",
+        logits_chunk_tokens=workload.logits_chunk_tokens,
+        param_dtype="float32" if fsdp2 else "bfloat16",
+        compute_dtype=layout.compute_dtype,
+        base_dtype=layout.compute_dtype if workload.lora_rank else None,
+        optim_offload=savings.host_optimizer_share > 0,
+        optim_offload_share=savings.host_optimizer_share,
+        lora_rank=workload.lora_rank,
+        reshard_after_forward=savings.reshard_after_forward,
+        critic=role == "critic",
+        device=layout.device,
+        catalogue=layout.catalogue,
+    )
+
+
+@lru_cache(maxsize=8192)
+def _estimate(setup: Setup) -> Estimate:
+    return estimate(setup)
+
+
+def _needs(found: Estimate) -> list[Need]:
+    return [Need(part.name, part.gib * GIB, part.origin, DOUBT[part.name][1]) for part in found.parts]
