@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
 
 from rlctl_train.batch import Batch
 from rlctl_train.config.model import LoraConfig
@@ -62,6 +63,9 @@ def run_rank(rank: int, folder: Path) -> None:
     half = engine_of(folder, compute_dtype="bfloat16")
     train(half, own, 2)
     results["bfloat16"] = weights(half)
+    half = engine_of(folder, compute_dtype="bfloat16")
+    half.forward_backward(own, policy_objective)
+    results["bfloat16 gradients"] = gradients(half)
     critic = engine_of(folder, role="critic")
     critic.forward_backward(own, value_objective)
     results["critic"] = gradients(critic)
@@ -112,6 +116,16 @@ def test_half_precision_weights_stream_alike_from_both_ranks(results: list[dict[
     base = {name: weight.bfloat16().float() for name, weight in make_engine(str(folder / "model")).weights()}
     moved = {name.split(".")[-2] for name in base if not torch.equal(base[name], first[name].float())}
     assert moved == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_one_rank_needs_no_sharding_for_half_precision(results: list[dict[str, Any]], folder: Path) -> None:
+    alone = engine_of(folder, compute_dtype="bfloat16")
+    alone.forward_backward(make_batch(), policy_objective)
+    sharded, plain = results[0]["bfloat16 gradients"], gradients(alone)
+    assert not any(isinstance(module, FSDPModule) for module in alone._model.modules())
+    assert {grad.dtype for grad in plain.values()} == {torch.float32}
+    distance = sum(float((plain[name] - sharded[name]).square().sum()) for name in plain)
+    assert distance < 0.03**2 * sum(float(grad.square().sum()) for grad in plain.values())
 
 
 def test_a_critic_has_the_same_gradients_on_two_ranks(results: list[dict[str, Any]], folder: Path) -> None:

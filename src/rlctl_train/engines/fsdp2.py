@@ -200,7 +200,8 @@ class Fsdp2Engine:
         )  # fmt: skip
         if self._savings.recompute == "full":
             model.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if num_ranks() == 1 and self._dtype == torch.float32:
+        # One rank shards nothing, and mixed precision is FSDP's work only where weights in float32 are trained.
+        if num_ranks() == 1 and (self._dtype == torch.float32 or self._lora is not None):
             return model.to(self._device)
         shard(model, self._device, self._dtype, self._savings.reshard_after_forward)
         return model

@@ -46,7 +46,8 @@ class LoraLinear(nn.Module):
         out = linear(rows, self.weight, self.bias)
         if self.enabled:
             # Into the product that was just made: nothing keeps it, and an adapter then holds [N, r] and no [N, O].
-            out.addmm_(linear(rows, self.lora_A), self.lora_B.t(), alpha=self.scale)
+            down, up = self.lora_A.to(out.dtype), self.lora_B.to(out.dtype)
+            out.addmm_(linear(rows, down), up.t(), alpha=self.scale)
         return out.view(*x.shape[:-1], -1)
 
 
