@@ -37,7 +37,9 @@ def shapes(draw: st.DrawFn) -> ModelShape:
         gated_mlp=draw(st.booleans()),
         experts=None
         if experts is None
-        else Experts(8 * draw(st.integers(1, 8)), draw(st.integers(1, 8)), 64, draw(st.sampled_from([0, 128])), num_layers),
+        else Experts(
+            8 * draw(st.integers(1, 8)), draw(st.integers(1, 8)), 64, draw(st.sampled_from([0, 128])), num_layers
+        ),
         latent=None if latent is None else LatentAttention(64, 32, 16, 32, draw(st.sampled_from([None, 96]))),
     )
     return replace(shape, num_params=params.total_params(shape))

@@ -51,6 +51,8 @@ def test_the_same_question_has_the_same_answer(setup: Setup):
 @given(setups(), st.sampled_from(["dp_shard", "tp", "pp", "cp", "ep"]))
 def test_more_shards_never_need_more(setup: Setup, axis: str):
     mesh = setup.mesh
+    # torch's pipelining has a buffer for every micro-batch, which can be more than a stage saves.
+    assume(axis != "pp" or setup.engine == "megatron")
     wider = replace(setup, mesh=replace(mesh, **{axis: getattr(mesh, axis) * 2}))
     assume(_is_legal(wider))
     assert never_more(wider, setup)
@@ -63,9 +65,7 @@ def test_shorter_sequences_never_need_more(setup: Setup, blocks: int):
 
 @given(setups(), st.integers(1, 8), st.integers(1, 8))
 def test_smaller_micro_batches_never_need_more(setup: Setup, rows: int, batches: int):
-    larger = replace(
-        setup, micro_batch=setup.micro_batch + rows, num_micro_batches=setup.num_micro_batches + batches
-    )
+    larger = replace(setup, micro_batch=setup.micro_batch + rows, num_micro_batches=setup.num_micro_batches + batches)
     assert never_more(setup, larger)
 
 

@@ -25,11 +25,15 @@ NOT_COVERED = {
     "Megatron-FSDP": lambda row: bool(row["use_megatron_fsdp"]),
     "multi-token prediction": lambda row: bool(row["mtp_num_layers"]),
     "Muon optimizer": lambda row: row["optimizer"] == "muon",
-    "stages named by hand": lambda row: bool(row["pipeline_model_parallel_layout"])
-    or bool(row["decoder_first_pipeline_num_layers"])
-    or bool(row["account_for_embedding_in_pipeline_split"]),
+    "stages named by hand": lambda row: (
+        bool(row["pipeline_model_parallel_layout"])
+        or bool(row["decoder_first_pipeline_num_layers"])
+        or bool(row["account_for_embedding_in_pipeline_split"])
+    ),
     "activation offload by module": lambda row: bool(row["fine_grained_activation_offloading"]),
-    "Megatron's compiled cross entropy (10 to 14 B a logit by version)": lambda row: bool(row["cross_entropy_loss_fusion"]),
+    "Megatron's compiled cross entropy (10 to 14 B a logit by version)": lambda row: bool(
+        row["cross_entropy_loss_fusion"]
+    ),
     "deferred embedding gradient": lambda row: "defer_embedding" in row["test_case"],
     "a teacher beside the model": lambda row: "distill" in row["test_case"],
     "CUDA graphs of training": lambda row: bool(row["cuda_graph_impl"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import typer
 from rlctl_hw import calculator
@@ -202,7 +202,10 @@ def _show(found: Estimate, setup: Setup, device: CatalogueEntry | None, output: 
         "device": "what the vendor's tool shows",
         "steady": "between steps",
     }
-    rows = [(name, _gib(band.gib), f"{band.low_gib:.2f} to {band.high_gib:.2f}", metrics[name]) for name, band in bands.items()]
+    rows = [
+        (name, _gib(band.gib), f"{band.low_gib:.2f} to {band.high_gib:.2f}", metrics[name])
+        for name, band in bands.items()
+    ]
     render.table(("MEMORY", "GIB", "BAND", "WHAT IT IS"), rows)
     render.text("")
     largest = max(part.gib for part in found.parts)
@@ -215,9 +218,7 @@ def _show(found: Estimate, setup: Setup, device: CatalogueEntry | None, output: 
     render.say(f"\n{found.path}")
 
 
-def _content(
-    found: Estimate, setup: Setup, device: CatalogueEntry | None, bands: dict[str, Band]
-) -> dict[str, Any]:
+def _content(found: Estimate, setup: Setup, device: CatalogueEntry | None, bands: dict[str, Band]) -> dict[str, Any]:
     """Return the document: each metric and its band as flat numbers, and the bands once more together."""
     numbers = {f"{name}_gib": band.gib for name, band in bands.items()}
     edges = {f"{name}_{edge}": getattr(band, edge) for name, band in bands.items() for edge in ("low_gib", "high_gib")}

@@ -37,7 +37,7 @@ def kept(setup: Setup, *, moe: bool) -> float:
     """Return the bytes per token that one layer keeps."""
     if setup.recompute == "full":
         return layer_input(setup)
-    everything = full_layer(setup, moe=moe).on_rank(setup)
+    everything = full_layer(setup, moe=moe)
     if setup.recompute == "none":
         return everything
     chosen = _operator_choice(setup, moe) if setup.engine == "fsdp2" else _without_attention_core(setup, moe)
@@ -49,19 +49,15 @@ def layer_input(setup: Setup) -> float:
     return PerToken(HALF * setup.shape.hidden_size, 0).on_rank(setup)
 
 
-def full_layer(setup: Setup, *, moe: bool) -> PerToken:
-    """Return what one layer keeps when nothing is recomputed."""
-    norms, attention, mlp = _norms(setup), _attention(setup), _mlp(setup, moe)
-    return PerToken(
-        norms.whole + attention.whole + mlp.whole,
-        norms.split + attention.split + mlp.split + attention_core(setup),
-    )
+def full_layer(setup: Setup, *, moe: bool) -> float:
+    """Return the bytes per token that one layer keeps when nothing is recomputed."""
+    return _all_tensors(setup, moe).on_rank(setup) + 2 * _gathered_input(setup)
 
 
 def last_norm(setup: Setup) -> float:
     """Return the bytes per token that the norm before the head keeps, with its result."""
-    h = setup.shape.hidden_size
-    return PerToken((2 * HALF if setup.engine == "megatron" else FULL + 2 * HALF) * h, 0).on_rank(setup)
+    per_value = 2 * HALF if setup.engine == "megatron" else FULL + 2 * HALF
+    return PerToken(per_value * setup.shape.hidden_size, 0).on_rank(setup) + _gathered_input(setup)
 
 
 def backward_extra(setup: Setup, *, moe: bool) -> float:
@@ -70,10 +66,18 @@ def backward_extra(setup: Setup, *, moe: bool) -> float:
 
 
 def gathered_inputs(setup: Setup) -> float:
-    """Sequence parallelism gathers whole inputs of attention and MLP, and in backward a whole gradient beside them."""
+    """Return what sequence parallelism gathers in a layer's backward pass: a whole gradient, and Megatron, which does
+    not keep the whole inputs of attention and MLP, one of them again."""
     if not setup.mesh.sequence_parallel or setup.mesh.tp == 1:
         return 0.0
-    return 2 * HALF * setup.shape.hidden_size
+    return (2 if setup.engine == "megatron" else 1) * HALF * setup.shape.hidden_size
+
+
+def _gathered_input(setup: Setup) -> float:
+    """Return the bytes per token of a whole input that a column-parallel map keeps under DTensor's sequence parallelism."""
+    if setup.engine == "megatron" or not setup.mesh.sequence_parallel or setup.mesh.tp == 1:
+        return 0.0
+    return HALF * setup.shape.hidden_size
 
 
 def forward_only(setup: Setup, *, moe: bool) -> float:
@@ -93,6 +97,14 @@ def attention_core(setup: Setup) -> float:
     if setup.engine == "megatron":
         return (5 if setup.dropout else HALF) * heads * row
     return (FULL + HALF) * heads * row
+
+
+def _all_tensors(setup: Setup, moe: bool) -> PerToken:
+    norms, attention, mlp = _norms(setup), _attention(setup), _mlp(setup, moe)
+    return PerToken(
+        norms.whole + attention.whole + mlp.whole,
+        norms.split + attention.split + mlp.split + attention_core(setup),
+    )
 
 
 @dataclass(frozen=True)
@@ -179,5 +191,5 @@ def _operator_choice(setup: Setup, moe: bool) -> PerToken:
 
 def _without_attention_core(setup: Setup, moe: bool) -> PerToken:
     """Megatron's selective recomputation: scores and softmax of unfused attention are computed again."""
-    everything = full_layer(setup, moe=moe)
+    everything = _all_tensors(setup, moe)
     return PerToken(everything.whole, everything.split - attention_core(setup))

@@ -95,7 +95,9 @@ def _parts(terms: tuple[Term, ...]) -> list[Part]:
         part = Part(term.name, term.num_bytes / GIB, term.origin, term.why)
         if known := merged.get(term.name):
             bigger, smaller = (known, part) if known.gib >= part.gib else (part, known)
-            part = replace(bigger, gib=known.gib + part.gib, why=f"{bigger.why}; {smaller.why}" if smaller.gib else bigger.why)
+            part = replace(
+                bigger, gib=known.gib + part.gib, why=f"{bigger.why}; {smaller.why}" if smaller.gib else bigger.why
+            )
         merged[term.name] = part
     return list(merged.values())
 

@@ -19,7 +19,9 @@ def moments(setup: Setup, stage: Stage) -> tuple[Moment, ...]:
     head = activations.last_norm(setup)
     return (
         Moment("layer", (*always, Term("activations", layer * tokens, "one layer at work"))),
-        Moment("head", (*always, Term("activations", head * tokens, "last norm"), logits(setup, stage, backward=False))),
+        Moment(
+            "head", (*always, Term("activations", head * tokens, "last norm"), logits(setup, stage, backward=False))
+        ),
     )
 
 

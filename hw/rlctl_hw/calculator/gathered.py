@@ -19,7 +19,9 @@ def parameters(setup: Setup, stage: Stage) -> Term:
     """Return the gathered parameters: the layer at work, the prefetched one, embedding and head."""
     width = BYTES[setup.compute_dtype]
     if not setup.reshard_after_forward:
-        return Term("buffers", width * held_params(setup, stage).total, f"all parameters of the stage, {width:g} B each")
+        return Term(
+            "buffers", width * held_params(setup, stage).total, f"all parameters of the stage, {width:g} B each"
+        )
     count = min(PREFETCHED_LAYERS, stage.num_layers) * largest_layer(setup, stage) + root_params(setup, stage)
     return Term("buffers", width * count, f"two layers, embedding and head gathered, {width:g} B a parameter")
 

@@ -9,8 +9,8 @@ MIB = 2**20
 WORKSPACE_MIB = {"a100": 68.0, "other": 97.0}
 """Median of what 209 runs of Megatron-LM's CI hold beyond states, activations and logits; Hopper's default cuBLAS
 workspace is 32 MiB a handle where Ampere's is 8, and Transformer Engine has its own."""
-GROUPED_WORKSPACE_MIB = {"a100": 0.0, "other": 132.0}
-"""Transformer Engine's grouped product: a workspace of 33 MiB for each of four streams from Hopper on, 4 MiB before."""
+GROUPED_WORKSPACE_MIB = {"a100": 16.0, "other": 128.0}
+"""Transformer Engine's grouped product: a workspace for each of four streams, 32 MiB from Hopper on and 4 MiB before."""
 TORCH_WORKSPACE_MIB = 32.0
 """torch's own cuBLAS workspace on Hopper (CUBLAS_WORKSPACE_CONFIG's default)."""
 FRAGMENTATION = 0.05
@@ -30,7 +30,10 @@ def workspace(setup: Setup) -> Term:
         return Term("buffers", TORCH_WORKSPACE_MIB * MIB, "cuBLAS workspace", "measured")
     family = "a100" if (setup.catalogue or "").startswith("a100") else "other"
     grouped = GROUPED_WORKSPACE_MIB[family] if setup.shape.experts and setup.grouped_experts else 0.0
-    return Term("buffers", (WORKSPACE_MIB[family] + grouped) * MIB, "cuBLAS and Transformer Engine workspaces", "measured")
+    return Term(
+        "buffers", (WORKSPACE_MIB[family] + grouped) * MIB, "cuBLAS and Transformer Engine workspaces", "measured"
+    )
+
 
 DOUBT: dict[str, tuple[float, float]] = {
     "weights": (0.01, 0.01),

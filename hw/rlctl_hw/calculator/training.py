@@ -18,7 +18,7 @@ def moments(setup: Setup, stage: Stage) -> tuple[Moment, ...]:
 
 def _fsdp(setup: Setup, stage: Stage) -> tuple[Moment, ...]:
     own = states(setup, stage)
-    always = (own.weights, own.optimizer, overheads.workspace(setup))
+    always = (own.weights, own.optimizer, overheads.workspace(setup), _pipeline_buffers(setup, stage))
     # Gradients of an earlier micro-batch are there from the start; those of this one grow as activations go.
     earlier = (own.gradients,) if setup.num_micro_batches > 1 else ()
     whole = gathered.accumulated_gradients(setup, stage)
@@ -86,8 +86,8 @@ def _working_layer(setup: Setup, stage: Stage) -> float:
 
 def _layer_at_work(setup: Setup, moe: bool) -> float:
     """Return the bytes per token of a layer in its backward pass: all it keeps, gradients, whole inputs."""
-    everything = activations.full_layer(setup, moe=moe).on_rank(setup)
-    return everything + activations.backward_extra(setup, moe=moe) + activations.gathered_inputs(setup)
+    in_flight = activations.backward_extra(setup, moe=moe) + activations.gathered_inputs(setup)
+    return activations.full_layer(setup, moe=moe) + in_flight
 
 
 def _layers_bytes(setup: Setup, stage: Stage) -> float:
@@ -104,6 +104,16 @@ def _buffers(setup: Setup, stage: Stage, gradients: float) -> Term:
     params = gathered.parameters(setup, stage)
     most = gathered.limit(setup, stage)
     return Term("buffers", min(params.num_bytes + gradients, most), f"{params.why}; whole gradients on their way")
+
+
+def _pipeline_buffers(setup: Setup, stage: Stage) -> Term:
+    """torch.distributed.pipelining makes a buffer for every micro-batch that a chunk will receive, of activations and of
+    gradients, and keeps the results of those in flight."""
+    if setup.mesh.pp == 1:
+        return Term("buffers", 0.0, "no pipeline")
+    received = setup.num_micro_batches * ((not stage.first) + (not stage.last)) * setup.mesh.virtual_stages
+    one = activations.layer_input(setup) * activations.tokens(setup)
+    return Term("buffers", one * (received + stage.in_flight), "what a pipeline stage receives and sends")
 
 
 def _update_copy(setup: Setup, stage: Stage) -> Term:
