@@ -60,6 +60,14 @@ def _model_shape(config: RunConfig) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+def _adapters(config: RunConfig) -> Iterator[Problem]:
+    if config.model.lora is not None and config.engine.type != "fsdp2":
+        yield Problem(
+            "model.lora", "set", f"is not known to engine.type={config.engine.type!r}",
+            "set engine.type=fsdp2, or remove the model.lora section",
+        )  # fmt: skip
+
+
 def _batch_sizes(config: RunConfig) -> Iterator[Problem]:
     trainer = config.trainer
     if trainer.prompts_per_step % trainer.mini_batches_per_step:
@@ -209,6 +217,6 @@ def _divisors(number: int) -> str:
 
 
 RULES = (
-    _model_shape, _batch_sizes, _warm_start, _micro_batch, _operands, _reward, _losses, _placement, _tensor_parallel,
-    _schedules,
+    _model_shape, _adapters, _batch_sizes, _warm_start, _micro_batch, _operands, _reward, _losses, _placement,
+    _tensor_parallel, _schedules,
 )  # fmt: skip
