@@ -60,6 +60,18 @@ EXPECTED = {
     "driver-and-library-differ": Expected((0,), 1024, None, (), cores=8, said={"cuda.physical": "version mismatch"}),
     "one-card-that-says-little": Expected((0,), 1024, None, (), said={"cuda.physical": "GPU is lost"}),
     "plain-host": Expected((0,), 1024, None, (), 1, cores=8, said={"host.shm_gib": "no shared memory"}),
+    "mi300x-8": Expected((5, 4, 6, 7), 191.98, "mi300x-192gb", ((0, 1, 2, 3),), said={"rocm.visible": "differ"}),
+    "mi300x-in-eight-parts": Expected(tuple(range(8)), 23.98, None, (tuple(range(8)),)),
+    "mi250x-8-dies": Expected(tuple(range(8)), 63.98, "mi250x-64gb", (tuple(range(8)),)),
+    "mi308x-7-of-8": Expected((0, 1, 2, 4, 5, 6, 7), 191.98, "mi308x-192gb", (tuple(range(7)),)),
+    "amd-driver-not-loaded": Expected((0,), 1024, None, (), said={"rocm.physical": "amdgpu is not loaded"}),
+    "910b3-8-one-in-alarm": Expected(
+        (0, 1, 3, 4, 5, 6, 7), 64, "910b3-64gb", (tuple(range(7)),), said={"ascend.physical": "in error: NPU 2"}
+    ),
+    "910b3-in-a-container": Expected((5,), 64, "910b3-64gb", ((0,),)),
+    "a3-16-dies": Expected((8, 9, 10, 11), 64, "910c-64gb", ((0, 1, 2, 3),)),
+    "310p-two-chips": Expected((0, 1), 43.24, None, (), said={"ascend.islands": "no link is told"}),
+    "npu-driver-wants-a-reboot": Expected((0,), 1024, None, (), said={"ascend.physical": "-8005"}),
 }
 
 
