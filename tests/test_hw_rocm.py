@@ -136,6 +136,14 @@ def test_gpus_in_use_are_told(tmp_path: Path):
     assert (fact.value, fact.error) == ({"0": 0.28, "1": 40.0}, "already in use: GPU 1: 40 GiB")
 
 
+def test_the_use_of_a_card_is_not_the_use_of_its_parts(tmp_path: Path):
+    files = kfd_files(
+        [{"simd_count": 152, "num_xcc": 1, "unique_id": 7, "location_id": 0x500 + i} for i in range(8)], 24
+    )
+    files["/sys/class/drm/renderD128/device/mem_info_vram_used"] = str(40 * 2**30)
+    assert "rocm.used_gib" not in survey(make_host(tmp_path, files)).facts
+
+
 def test_nodes_that_may_not_be_read_belong_to_others(tmp_path: Path):
     files = {name: text for name, text in kfd_files(CARDS, 191.98).items() if f"{NODES}/4/" not in name}
     (tmp_path / NODES.lstrip("/") / "4").mkdir(parents=True)

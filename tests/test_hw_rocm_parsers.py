@@ -86,7 +86,7 @@ def test_rocm_smi_of_rocm_5_and_6():
     assert [name_of(gpu) for gpu in older.gpus] == ["Instinct MI100", "AMD Instinct MI100"]
     assert (older.driver, older.gpus[0].uuid) == ("5.18.13", "GPU-51c0ffee00000001")
     (newer,) = rocm_smi.parse_json(fixture("amd/rocm_smi_rocm6.json")).gpus
-    assert (newer.name, newer.memory_gib) == ("AMD Instinct MI308X OAM", MI300X_GIB)
+    assert (newer.name, newer.memory_gib, newer.pci) == ("AMD Instinct MI308X OAM", MI300X_GIB, "0000:0a:00.0")
     assert catalogue_of(newer) == "mi308x-192gb"
 
 

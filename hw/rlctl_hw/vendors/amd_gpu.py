@@ -12,6 +12,8 @@ from rlctl_hw.types import Link
 
 MEMORY_TOLERANCE = 0.05
 """Share by which reported memory may differ from the product's: drivers keep some, sheets round."""
+WHOLE = (None, "SPX", "GCD")
+"""Partitions that are what the catalogue has a row for and what the driver counts memory of."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Gpu:
     card_gib: float | None = None
     """Memory on the whole card; a GPU inside a CPU has little of its own and borrows the host's."""
     used_gib: float | None = None
-    """Taken on the whole card, by whomever."""
+    """Taken by whomever; nothing tells the share of a partition."""
 
 
 @dataclass(frozen=True)

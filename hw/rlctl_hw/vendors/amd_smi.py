@@ -11,7 +11,7 @@ from typing import Any
 
 from rlctl_hw.host import Host, first_line
 from rlctl_hw.vendors.amd_gpu import Answer, Gpu, uuid_of
-from rlctl_hw.vendors.loose_json import number, parse_document, records, words
+from rlctl_hw.vendors.loose_json import lowered, number, parse_document, records, words
 from rlctl_hw.vendors.tools import ROCM_FOLDERS, run_tool
 
 STATIC = ("amd-smi", "static", "--asic", "--bus", "--vram", "--driver", "--json")
@@ -77,7 +77,7 @@ def _gpu(index: int, entry: dict[str, Any]) -> Gpu:
         device_id=number(asic.get("device_id")),
         compute_units=number(asic.get("num_compute_units")),
         uuid=uuid_of(serial) if serial else None,
-        pci=words(_part(entry, "bus").get("bdf")),
+        pci=lowered(_part(entry, "bus").get("bdf")),
         partition=words(_part(entry, "partition").get("compute_partition")),
     )
 

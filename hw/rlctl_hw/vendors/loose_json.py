@@ -38,6 +38,12 @@ def words(value: Any) -> str | None:
     return None if text.lower() in ("", "n/a", "none", "unknown", "nan") else text
 
 
+def lowered(value: Any) -> str | None:
+    """Return a value's text as the kernel spells addresses."""
+    text = words(value)
+    return text and text.lower()
+
+
 def number(value: Any) -> int | None:
     """Return a whole number, also from `0x74a1` or `"304"`; None for anything else."""
     text = words(value)

@@ -13,7 +13,7 @@ from rlctl_hw.devices import by_key
 from rlctl_hw.host import Found, Host
 from rlctl_hw.types import Device, Fact, Link
 from rlctl_hw.vendors import amd_smi, kfd, rocm_smi, rocminfo
-from rlctl_hw.vendors.amd_gpu import Gpu, Physical, catalogue_of, name_of, product_of
+from rlctl_hw.vendors.amd_gpu import WHOLE, Gpu, Physical, catalogue_of, name_of, product_of
 from rlctl_hw.vendors.pci import BUS, find_gpus
 from rlctl_hw.vendors.rocm_driver import read_driver
 from rlctl_hw.vendors.rocm_visible import Visible, select_visible
@@ -24,8 +24,6 @@ IN_USE_GIB = 0.5
 """A GPU with more than this taken is somebody's: an idle MI300X has 0.3 GiB taken."""
 MIN_CARD_GIB = 4.0
 """Less is a GPU inside a CPU or a display's: nothing is trained there, and the host does better without it."""
-WHOLE = (None, "SPX", "GCD")
-"""Partitions that are what the catalogue has a row for."""
 
 
 def probe(host: Host) -> Found:

@@ -10,7 +10,7 @@ from itertools import combinations
 from rlctl_hw.host import Host
 from rlctl_hw.types import Link
 from rlctl_hw.vendors import amd_smi, kfd
-from rlctl_hw.vendors.amd_gpu import Answer, Gpu, Physical, product_of, uuid_of
+from rlctl_hw.vendors.amd_gpu import WHOLE, Answer, Gpu, Physical, product_of, uuid_of
 from rlctl_hw.vendors.pci import find_gpus
 
 GIB = 2**30
@@ -58,12 +58,13 @@ def _gpu(host: Host, node: kfd.Node, index: int, nodes: Sequence[kfd.Node]) -> G
         uuid=uuid_of(node.unique_id),
         pci=kfd.pci_address(node.domain, location),
     )
+    partition = _partition(host, gpu, node, card)
     return replace(
         gpu,
         memory_gib=_memory_gib(host, node, card),
-        partition=_partition(host, gpu, node, card),
+        partition=partition,
         card_gib=_card_gib(host, card, "mem_info_vram_total"),
-        used_gib=_card_gib(host, card, "mem_info_vram_used"),
+        used_gib=_card_gib(host, card, "mem_info_vram_used") if partition in WHOLE else None,
     )
 
 

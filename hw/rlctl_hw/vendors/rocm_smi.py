@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from rlctl_hw.host import Host, first_line
 from rlctl_hw.vendors.amd_gpu import Answer, Gpu, uuid_of
-from rlctl_hw.vendors.loose_json import number, parse_document, words
+from rlctl_hw.vendors.loose_json import lowered, number, parse_document, words
 from rlctl_hw.vendors.tools import ROCM_FOLDERS, run_tool
 
 QUESTIONS = (
@@ -119,7 +119,7 @@ def _gpu(index: int, card: dict[str, object]) -> Gpu:
         architecture=words(card.get("gfx version")),
         device_id=device_id,
         uuid=uuid_of(serial) if serial else None,
-        pci=words(card.get("pci bus")),
+        pci=lowered(card.get("pci bus")),
     )
 
 
