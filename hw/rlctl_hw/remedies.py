@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from rlctl_hw.devices import catalogue
+from rlctl_hw.probe import parse_hardware
 from rlctl_hw.search import fits
-from rlctl_hw.types import Device, Hardware, Pins, Workload
+from rlctl_hw.types import Device, DeviceKind, Hardware, Pins, Workload
 
 PIN_KEYS = {
     "compute_dtype": "engine.compute_dtype",
@@ -34,6 +35,7 @@ PIN_KEYS = {
 MOST_REMEDIES, MOST_NODES = 4, 64
 SMALL_CHUNK_TOKENS = 256
 LORA_RANK = 32
+USUAL_MACHINES: dict[DeviceKind, str] = {"cuda": "h100-80gb:8", "rocm": "mi300x-192gb:8", "ascend": "910b3-64gb:8"}
 HOST_SIZES_GIB = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 
@@ -56,7 +58,7 @@ def remedies_for(workload: Workload, hardware: Hardware) -> tuple[str, ...]:
 def remedies(workload: Workload, hardware: Hardware) -> tuple[Remedy, ...]:
     """Return up to four changes, the smallest first, each of which alone makes the workload fit."""
     working: list[Remedy] = []
-    for source in (_changes, _all_pins, _shorter, _adapters, _more_nodes, _larger):
+    for source in (_changes, _all_pins, _shorter, _adapters, _more_nodes, _larger, _cluster):
         for remedy in source(workload, hardware):
             if len(working) < MOST_REMEDIES and fits(remedy.workload, remedy.hardware):
                 working.append(remedy)
@@ -162,6 +164,20 @@ def _larger(workload: Workload, hardware: Hardware) -> Iterator[Remedy]:
         if fits(workload, larger):
             yield Remedy(f"use {len(devices)} x {entry.key}", workload, larger)
             return
+
+
+def _cluster(workload: Workload, hardware: Hardware) -> Iterator[Remedy]:
+    """Yield the smallest cluster of the vendor's usual training machine that would do."""
+    if hardware.kind == "cpu":
+        return
+    num_nodes = 1
+    while num_nodes <= MOST_NODES:
+        spec = f"{USUAL_MACHINES[hardware.kind]}x{num_nodes}"
+        larger = parse_hardware(spec)
+        if fits(workload, larger):
+            yield Remedy(f"use {spec} (devices per node x nodes)", workload, larger)
+            return
+        num_nodes *= 2
 
 
 def _with_memory(hardware: Hardware, gib: float) -> Hardware:
