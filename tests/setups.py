@@ -7,19 +7,42 @@ from dataclasses import replace
 from hypothesis import strategies as st
 from rlctl_hw import params
 from rlctl_hw.model_catalogue import named_shape
-from rlctl_hw.setup import Setup
-from rlctl_hw.types import Experts, LatentAttention, Mesh, ModelShape
+from rlctl_hw.setup import Setup, Task
+from rlctl_hw.types import EngineName, Experts, LatentAttention, Mesh, ModelShape
 
 QWEN = named_shape("Qwen/Qwen2.5-7B-Instruct")
 MOE = named_shape("Qwen/Qwen3-30B-A3B")
 DEEPSEEK = named_shape("deepseek-ai/DeepSeek-V3")
 
 
+latents = st.builds(
+    LatentAttention,
+    kv_rank=st.just(64),
+    nope_dim=st.just(32),
+    rope_dim=st.just(16),
+    value_dim=st.just(32),
+    query_rank=st.sampled_from([None, 96]),
+)
+engines: st.SearchStrategy[EngineName] = st.sampled_from(("fsdp2", "megatron"))
+tasks: st.SearchStrategy[Task] = st.sampled_from(("sft", "update", "logprob", "rollout"))
+
+
+def experts(num_layers: int) -> st.SearchStrategy[Experts]:
+    return st.builds(
+        Experts,
+        num_experts=st.sampled_from([8, 32, 64]),
+        experts_per_token=st.integers(1, 8),
+        expert_size=st.just(64),
+        shared_size=st.sampled_from([0, 128]),
+        num_layers=st.just(num_layers),
+    )
+
+
 @st.composite
 def shapes(draw: st.DrawFn) -> ModelShape:
     """Draw a decoder of which heads, layers and experts divide by 8."""
-    experts = draw(st.none() | st.just("experts"))
-    latent = draw(st.none() | st.just("latent"))
+
+    latent = draw(st.none() | latents)
     num_layers, heads = 8 * draw(st.integers(1, 6)), 8 * draw(st.integers(1, 8))
     shape = ModelShape(
         architecture="drawn",
@@ -35,12 +58,8 @@ def shapes(draw: st.DrawFn) -> ModelShape:
         qk_norm=draw(st.booleans()),
         norms_per_layer=draw(st.sampled_from([2, 4])),
         gated_mlp=draw(st.booleans()),
-        experts=None
-        if experts is None
-        else Experts(
-            8 * draw(st.integers(1, 8)), draw(st.integers(1, 8)), 64, draw(st.sampled_from([0, 128])), num_layers
-        ),
-        latent=None if latent is None else LatentAttention(64, 32, 16, 32, draw(st.sampled_from([None, 96]))),
+        experts=draw(st.none() | experts(num_layers)),
+        latent=latent,
     )
     return replace(shape, num_params=params.total_params(shape))
 
@@ -48,8 +67,8 @@ def shapes(draw: st.DrawFn) -> ModelShape:
 @st.composite
 def setups(draw: st.DrawFn) -> Setup:
     """Draw a legal question."""
-    engine = draw(st.sampled_from(["fsdp2", "megatron"]))
-    task = draw(st.sampled_from(["sft", "update", "logprob", "rollout"]))
+    engine = draw(engines)
+    task = draw(tasks)
     low = draw(st.booleans())
     dtype = "bfloat16" if low or engine == "megatron" else "float32"
     shape = draw(shapes())

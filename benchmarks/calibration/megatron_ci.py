@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import csv
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from rlctl_hw import params
 from rlctl_hw.setup import Setup, WeightDtype
-from rlctl_hw.types import Experts, LatentAttention, Mesh, ModelShape
+from rlctl_hw.types import Experts, LatentAttention, Mesh, ModelShape, Recompute
 
 TABLE = Path(__file__).parent / "megatron_ci.csv"
 COMMIT = "https://github.com/NVIDIA/Megatron-LM/tree/d98e8a64ddf3"
@@ -18,6 +18,7 @@ GPT2_VOCABULARY = 50257
 """Entries of the tokenizer where a recipe names no vocabulary."""
 CATALOGUE = {"A100": "a100-80gb", "H100": "h100-80gb", "GB200": "gb200-186gb", "": "a100-80gb"}
 """Golden values without a platform come from A100 nodes."""
+RECOMPUTE: dict[str, Recompute] = {"": "none", "selective": "selective", "full": "full"}
 NOT_COVERED = {
     "not a decoder": lambda row: row["family"] in ("bert", "t5", "multimodal-llava"),
     "state-space layers": lambda row: row["family"] == "hybrid" or bool(row["is_hybrid_model"]),
@@ -31,9 +32,7 @@ NOT_COVERED = {
         or bool(row["account_for_embedding_in_pipeline_split"])
     ),
     "activation offload by module": lambda row: bool(row["fine_grained_activation_offloading"]),
-    "Megatron's compiled cross entropy (10 to 14 B a logit by version)": lambda row: bool(
-        row["cross_entropy_loss_fusion"]
-    ),
+    "compiled cross entropy (10 to 14 B a logit by version)": lambda row: bool(row["cross_entropy_loss_fusion"]),
     "deferred embedding gradient": lambda row: "defer_embedding" in row["test_case"],
     "a teacher beside the model": lambda row: "distill" in row["test_case"],
     "CUDA graphs of training": lambda row: bool(row["cuda_graph_impl"]),
@@ -66,7 +65,7 @@ def setup(row: Row) -> Setup:
         seq_len=int(row["seq_length"]),
         micro_batch=int(row["micro_batch_size"]),
         num_micro_batches=int(row["global_batch_size"]) // (int(row["micro_batch_size"]) * data_parallel),
-        recompute={"full": "full", "selective": "selective"}.get(row["recompute_granularity"], "none"),
+        recompute=RECOMPUTE[row["recompute_granularity"]],
         attention="eager" if _unfused(row) else "flash",
         param_dtype=dtypes[0],
         compute_dtype=dtypes[0],
@@ -107,8 +106,11 @@ def _dtypes(row: Row) -> tuple[WeightDtype, WeightDtype]:
 
 
 def _unfused(row: Row) -> bool:
-    """Return whether scores are kept. On one cluster the long-term build had no fused kernel to choose: its peaks equal,
-    to 2 MiB, those of the same recipes with `--attention-backend unfused`."""
+    """Return whether scores are kept.
+
+    On one cluster the long-term build had no fused kernel to choose: its peaks equal, to 2 MiB, those of the same
+    recipes with `--attention-backend unfused`.
+    """
     if row["env"] == "lts" and "dracooci" in row["golden"] and not row["attention_backend"]:
         return True
     return row["attention_backend"] in ("unfused", "local") or row["transformer_impl"] == "local"

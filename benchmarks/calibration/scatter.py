@@ -34,7 +34,8 @@ def _axes() -> Iterator[str]:
         yield f'<text x="{left - 8}" y="{_y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
     yield f'<text x="{(left + right) / 2:.0f}" y="{HEIGHT - 14}" text-anchor="middle">measured GiB</text>'
     middle = (top + bottom) / 2
-    yield f'<text x="16" y="{middle:.0f}" text-anchor="middle" transform="rotate(-90 16 {middle:.0f})">predicted GiB</text>'
+    turned = f'text-anchor="middle" transform="rotate(-90 16 {middle:.0f})"'
+    yield f'<text x="16" y="{middle:.0f}" {turned}>predicted GiB</text>'
 
 
 def _guides() -> Iterator[str]:

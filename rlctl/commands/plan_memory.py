@@ -202,10 +202,7 @@ def _show(found: Estimate, setup: Setup, device: CatalogueEntry | None, output: 
         "device": "what the vendor's tool shows",
         "steady": "between steps",
     }
-    rows = [
-        (name, _gib(band.gib), f"{band.low_gib:.2f} to {band.high_gib:.2f}", metrics[name])
-        for name, band in bands.items()
-    ]
+    rows = [(name, _gib(band.gib), _range(band), metrics[name]) for name, band in bands.items()]
     render.table(("MEMORY", "GIB", "BAND", "WHAT IT IS"), rows)
     render.text("")
     largest = max(part.gib for part in found.parts)
@@ -252,7 +249,7 @@ def _refuse_misfit(found: Estimate, device: CatalogueEntry | None) -> None:
     largest = max(found.parts, key=lambda part: part.gib)
     at = found.path.rpartition("peak at: ")[2]
     raise UserError(
-        f"{_verdict(found, device)}: {found.device.gib:.1f} GiB ({found.device.low_gib:.1f} to {found.device.high_gib:.1f}) "
+        f"{_verdict(found, device)}: {found.device.gib:.1f} GiB ({_range(found.device)}) "
         f"on {device.key} with {device.memory_gib:g} GiB; at {at}, most is {largest.name} with {largest.gib:.1f} GiB",
         REMEDIES[largest.name],
         exit_code=DOES_NOT_FIT,
@@ -272,6 +269,10 @@ REMEDIES = {
     "communication": "use a larger device",
     "context": "use a larger device",
 }
+
+
+def _range(band: Band) -> str:
+    return f"{band.low_gib:.2f} to {band.high_gib:.2f}"
 
 
 def _bar(share: float) -> str:

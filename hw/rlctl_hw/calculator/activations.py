@@ -1,8 +1,7 @@
 """What a forward pass keeps for the backward pass: the tensors autograd saves, counted per token and layer.
 
-Letters: h hidden size, q width of queries, kv of keys (or values), f width of an MLP, k experts a token passes, a heads,
-s sequence length, t tensor-parallel degree. All counts are bytes per token of one rank's sequence part; tensors of the
-hidden size are split by t under sequence parallelism only, the others always.
+Letters: h hidden size, a heads, s sequence length, t tensor-parallel degree. All counts are bytes per token of one
+rank's part of the sequence. Tensors of the hidden size are split by t under sequence parallelism only, others always.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ HALF, FULL = 2, 4
 
 @dataclass(frozen=True)
 class PerToken:
-    """Bytes per token: tensors of the hidden size (whole unless sequence parallel), and tensors split by head or width."""
+    """Bytes per token: of tensors of the hidden size, and of tensors that are split by head or width."""
 
     whole: float
     split: float
@@ -61,7 +60,7 @@ def last_norm(setup: Setup) -> float:
 
 
 def backward_extra(setup: Setup, *, moe: bool) -> float:
-    """Return the gradients in flight inside one layer's backward pass: three of the MLP's width, two of the hidden size."""
+    """Return the gradients in flight inside one layer's backward pass: three of the MLP's width, two of h."""
     return PerToken(2 * HALF * setup.shape.hidden_size, 3 * HALF * _mlp_width(setup, moe)).on_rank(setup)
 
 
@@ -74,7 +73,7 @@ def gathered_inputs(setup: Setup) -> float:
 
 
 def _gathered_input(setup: Setup) -> float:
-    """Return the bytes per token of a whole input that a column-parallel map keeps under DTensor's sequence parallelism."""
+    """Return the bytes per token of the whole input that a column-parallel map keeps under DTensor."""
     if setup.engine == "megatron" or not setup.mesh.sequence_parallel or setup.mesh.tp == 1:
         return 0.0
     return HALF * setup.shape.hidden_size
@@ -157,7 +156,7 @@ def _attention(setup: Setup) -> PerToken:
 def _mlp(setup: Setup, moe: bool) -> PerToken:
     """Transformers keeps gate, its activation, up and their product; a fused activation keeps gate, up and product.
 
-    Megatron's experts weigh the activation by the router's probability: where there is no gate, that product is a third.
+    Megatron's experts weigh the activation by the router's probability: without a gate, that product is a third.
     """
     shape = setup.shape
     ungated = 3 if moe and setup.engine == "megatron" else 2

@@ -60,7 +60,7 @@ def _stage_estimate(setup: Setup, stage: Stage) -> Estimate:
 
 
 def _unused_blocks(setup: Setup, stage: Stage, moments: tuple[Moment, ...], own: States) -> Term:
-    """Return what the allocator holds beyond the peak: a share of what comes and goes, and gradients of another stream."""
+    """Return what the allocator holds beyond the peak: a share of what passes, and gradients of another stream."""
     passing = max(sum(_size(moment, name) for name in COMES_AND_GOES) for moment in moments)
     peak = max(moment.num_bytes for moment in moments)
     pooled = max(moment.num_bytes + _other_stream(setup, stage, moment, own) for moment in moments)
@@ -89,15 +89,14 @@ def _steady(setup: Setup, moment: Moment, own: States) -> tuple[Term, ...]:
 
 
 def _parts(terms: tuple[Term, ...]) -> list[Part]:
-    """Merge terms of one name; a merged part is no surer than its least sure term."""
+    """Merge terms of one name; the origin is that of the largest."""
     merged: dict[str, Part] = {}
     for term in terms:
         part = Part(term.name, term.num_bytes / GIB, term.origin, term.why)
         if known := merged.get(term.name):
             bigger, smaller = (known, part) if known.gib >= part.gib else (part, known)
-            part = replace(
-                bigger, gib=known.gib + part.gib, why=f"{bigger.why}; {smaller.why}" if smaller.gib else bigger.why
-            )
+            why = f"{bigger.why}; {smaller.why}" if smaller.gib else bigger.why
+            part = replace(bigger, gib=known.gib + part.gib, why=why)
         merged[term.name] = part
     return list(merged.values())
 

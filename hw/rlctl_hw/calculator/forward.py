@@ -16,12 +16,10 @@ def moments(setup: Setup, stage: Stage) -> tuple[Moment, ...]:
     always = (own.weights, own.gradients, own.optimizer, overheads.workspace(setup), _buffers(setup, stage))
     tokens = activations.tokens(setup)
     layer = max(activations.forward_only(setup, moe=moe) for moe in stage.kinds) + activations.gathered_inputs(setup)
-    head = activations.last_norm(setup)
+    head = Term("activations", activations.last_norm(setup) * tokens, "last norm")
     return (
         Moment("layer", (*always, Term("activations", layer * tokens, "one layer at work"))),
-        Moment(
-            "head", (*always, Term("activations", head * tokens, "last norm"), logits(setup, stage, backward=False))
-        ),
+        Moment("head", (*always, head, logits(setup, stage, backward=False))),
     )
 
 

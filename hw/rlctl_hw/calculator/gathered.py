@@ -19,15 +19,14 @@ def parameters(setup: Setup, stage: Stage) -> Term:
     """Return the gathered parameters: the layer at work, the prefetched one, embedding and head."""
     width = BYTES[setup.compute_dtype]
     if not setup.reshard_after_forward:
-        return Term(
-            "buffers", width * held_params(setup, stage).total, f"all parameters of the stage, {width:g} B each"
-        )
+        whole = held_params(setup, stage).total
+        return Term("buffers", width * whole, f"all parameters of the stage, {width:g} B each")
     count = min(PREFETCHED_LAYERS, stage.num_layers) * largest_layer(setup, stage) + root_params(setup, stage)
     return Term("buffers", width * count, f"two layers, embedding and head gathered, {width:g} B a parameter")
 
 
 def root_gradients(setup: Setup, stage: Stage) -> float:
-    """Return the whole gradient of embedding and head in the compute type: it waits for the end of the backward pass."""
+    """Return the whole gradient of embedding and head in the compute type: it waits for the end of backward."""
     return 0.0 if setup.lora_rank else BYTES[setup.compute_dtype] * root_params(setup, stage)
 
 

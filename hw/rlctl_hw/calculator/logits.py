@@ -51,10 +51,8 @@ def _plain(setup: Setup, width: float) -> tuple[float, str]:
     if setup.compiled_loss:
         return width + 4, "as computed, and an fp32 gradient: one compiled kernel"
     if setup.mesh.tp > 1:
-        return (
-            width + LOSS_TENSORS + 4,
-            "DTensor's loss: log-softmax, its target's gradient, and sum and product of its backward",
-        )
+        words = "DTensor's loss in fp32: log-softmax, and three tensors of its backward pass"
+        return width + LOSS_TENSORS + FP32_COPY, words
     held = {"dropped": 0.0, "held": FP32_COPY, None: FP32_COPY / 2}[setup.fp32_logits]
     words = f"the fp32 copy {setup.fp32_logits}" if setup.fp32_logits else "half of an fp32 copy that some callers hold"
     return width + LOSS_TENSORS + held, f"as computed, log-softmax, the gradients of loss and log-softmax, {words}"

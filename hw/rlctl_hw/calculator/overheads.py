@@ -10,7 +10,7 @@ WORKSPACE_MIB = {"a100": 68.0, "other": 97.0}
 """Median of what 209 runs of Megatron-LM's CI hold beyond states, activations and logits; Hopper's default cuBLAS
 workspace is 32 MiB a handle where Ampere's is 8, and Transformer Engine has its own."""
 GROUPED_WORKSPACE_MIB = {"a100": 16.0, "other": 128.0}
-"""Transformer Engine's grouped product: a workspace for each of four streams, 32 MiB from Hopper on and 4 MiB before."""
+"""Transformer Engine's grouped product: a workspace for each of four streams, 32 MiB from Hopper on, 4 MiB before."""
 TORCH_WORKSPACE_MIB = 32.0
 """torch's own cuBLAS workspace on Hopper (CUBLAS_WORKSPACE_CONFIG's default)."""
 FRAGMENTATION = 0.05
@@ -30,9 +30,8 @@ def workspace(setup: Setup) -> Term:
         return Term("buffers", TORCH_WORKSPACE_MIB * MIB, "cuBLAS workspace", "measured")
     family = "a100" if (setup.catalogue or "").startswith("a100") else "other"
     grouped = GROUPED_WORKSPACE_MIB[family] if setup.shape.experts and setup.grouped_experts else 0.0
-    return Term(
-        "buffers", (WORKSPACE_MIB[family] + grouped) * MIB, "cuBLAS and Transformer Engine workspaces", "measured"
-    )
+    size = (WORKSPACE_MIB[family] + grouped) * MIB
+    return Term("buffers", size, "cuBLAS and Transformer Engine workspaces", "measured")
 
 
 DOUBT: dict[str, tuple[float, float]] = {
@@ -54,7 +53,7 @@ paths and of the published figures above."""
 
 
 def communication(setup: Setup) -> Term:
-    """Return the collectives' buffers. A lone rank is charged too, so that adding ranks is never said to cost memory."""
+    """Return the collectives' buffers. A lone rank is charged too: adding ranks is never said to cost memory."""
     size = COLLECTIVES_GIB * 1024**3 if setup.device != "cpu" else 0.0
     return Term("communication", size, "buffers of one communicator", "assumed")
 

@@ -50,14 +50,9 @@ def _prefill(setup: Setup, stage: Stage) -> tuple[Term, ...]:
     rows = min(PREFILL_TOKENS, setup.micro_batch * setup.seq_len)
     moe = stage.num_moe > 0
     working = rows * activations.forward_only(setup, moe=moe)
-    sampled = (
-        min(SAMPLED_ROWS, setup.micro_batch) * vocabulary(setup) * setup.mesh.tp * (BYTES[setup.compute_dtype] + 8)
-    )
+    columns = vocabulary(setup) * setup.mesh.tp if stage.last else 0
+    sampled = min(SAMPLED_ROWS, setup.micro_batch) * columns * (BYTES[setup.compute_dtype] + 8)
     return (
         Term("activations", working, f"one layer over {rows} tokens of prefill"),
-        Term(
-            "logits",
-            sampled if stage.last else 0.0,
-            "logits of the sampled rows over the whole vocabulary, fp32 copies",
-        ),
+        Term("logits", sampled, "sampled rows over the whole vocabulary, with fp32 copies"),
     )

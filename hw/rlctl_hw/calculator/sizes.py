@@ -1,6 +1,6 @@
 """Parameters of one rank by part, and bytes per element.
 
-Letters: h hidden size, q and kv widths of queries and of keys, f width of an MLP, V vocabulary, t tensor-parallel degree.
+Letters: h hidden size, V vocabulary.
 """
 
 from __future__ import annotations

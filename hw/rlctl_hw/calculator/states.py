@@ -131,7 +131,7 @@ def _fsdp(setup: Setup, held: Held, trained: Held) -> States:
 
 
 def _megatron(setup: Setup, held: Held, trained: Held) -> States:
-    """Weights and gradient buffers are whole on every data-parallel rank; the distributed optimizer spreads its part."""
+    """Weights and gradient buffers are whole on every data-parallel rank; the optimizer may be spread."""
     base = BYTES[setup.base_dtype or setup.param_dtype]
     per_param, words = optimizer_bytes(setup)
     frozen = 0.0 if trained.total == held.total else held.total

@@ -23,13 +23,13 @@ def _fsdp(setup: Setup, stage: Stage) -> tuple[Moment, ...]:
     earlier = (own.gradients,) if setup.num_micro_batches > 1 else ()
     whole = gathered.accumulated_gradients(setup, stage)
     layer_gradients = gathered.reduced_gradients(setup, gathered.largest_layer(setup, stage))
-    root_gradients = gathered.root_gradients(setup, stage)
+    in_backward = whole + layer_gradients + gathered.root_gradients(setup, stage)
     root = gathered.root_params(setup, stage)
     return (
         Moment("loss", (*always, *earlier, *_kept(setup, stage), logits(setup, stage), _buffers(setup, stage, whole))),
         Moment(
             "backward",
-            (*always, *earlier, *_in_backward(setup, stage), _buffers(setup, stage, whole + layer_gradients + root_gradients)),
+            (*always, *earlier, *_in_backward(setup, stage), _buffers(setup, stage, in_backward)),
         ),
         Moment(
             "end of backward",
@@ -107,7 +107,7 @@ def _buffers(setup: Setup, stage: Stage, gradients: float) -> Term:
 
 
 def _pipeline_buffers(setup: Setup, stage: Stage) -> Term:
-    """torch.distributed.pipelining makes a buffer for every micro-batch that a chunk will receive, of activations and of
+    """torch.distributed.pipelining makes a buffer for every micro-batch that a chunk receives, of activations and of
     gradients, and keeps the results of those in flight."""
     if setup.mesh.pp == 1:
         return Term("buffers", 0.0, "no pipeline")
