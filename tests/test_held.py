@@ -14,7 +14,7 @@ from rlctl_train.config.errors import UserError
 
 PLAN = Plan("cpu", 1, 1, 1, 1, "float32", "float32", 1024, 8, 0.0, 0.5)
 BAND = PhaseBand("actor_update", 2.0, 1.5, 2.5)
-TIME = PhaseTime("actor_update", 3.0, 2.0, 4.0, "because")
+TIME = PhaseTime("actor_update", 3.0, 2.0, 4.0, "because", 1.0)
 
 
 def line(phase: str = "train", **metrics: float) -> dict[str, Any]:

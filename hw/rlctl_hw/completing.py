@@ -13,7 +13,6 @@ from rlctl_hw.layouts import Candidate
 from rlctl_hw.memory import bands, memory, peak_gib
 from rlctl_hw.types import (
     Choice,
-    Corrections,
     DoesNotFit,
     Hardware,
     Layout,
@@ -26,9 +25,7 @@ from rlctl_hw.types import (
 HOST_LIMIT_SHARE = 0.9
 
 
-def complete(
-    workload: Workload, hardware: Hardware, candidate: Candidate, corrections: Corrections | None = None
-) -> Plan:
+def complete(workload: Workload, hardware: Hardware, candidate: Candidate) -> Plan:
     """Return the plan of one candidate, or raise DoesNotFit with numbers."""
     choices: list[Choice] = []
     least = _least_layout(workload, hardware, candidate, choices)
@@ -60,11 +57,12 @@ def complete(
         mesh=layout.mesh,
         savings=layout.savings,
         rollout_tensor_parallel=layout.rollout_tensor_parallel,
+        rollout_pipeline_parallel=layout.rollout_pipeline_parallel,
         device_memory_gib=layout.memory_gib,
         memory=parts,
         bands=ranges,
         host_memory=on_host,
-        times=timing.predict(workload, hardware, layout, corrections or Corrections()),
+        times=timing.predict(workload, hardware, layout),
         choices=tuple(choices),
         notes=tuple(_notes(workload, hardware, layout, threads, store_gib, parts)),
     )
@@ -101,8 +99,10 @@ def _least_layout(workload: Workload, hardware: Hardware, candidate: Candidate, 
         gpu_memory_share=0.0,
         mesh=candidate.mesh,
         savings=candidate.savings,
-        rollout_tensor_parallel=candidate.rollout_tensor_parallel,
+        rollout_tensor_parallel=candidate.rollout.tensor,
+        rollout_pipeline_parallel=candidate.rollout.pipeline,
         catalogue=timing.catalogue_key(hardware),
+        overhead_factor=hardware.corrections.overhead_factor,
     )
 
 
@@ -146,6 +146,7 @@ def _check_device(ranges: tuple[PhaseBand, ...], workload: Workload, layout: Lay
         f"{band.phase} needs {band.gib:.1f} GiB on {where} of {layout.memory_gib:.1f} GiB ({limit}); most is "
         + ", ".join(f"{part.part} {part.gib:.1f} GiB" for part in largest),
         (),
+        short_gib=max(band.high_gib, worst.gib / LIMIT_SHARE) - layout.memory_gib,
     )
 
 

@@ -6,6 +6,7 @@ Every role (actor, critic, reference, rollout) is a process of its own on the de
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from rlctl_hw.needs import GIB, PARTS, PHASES, RAY_GIB, Need, Phase, total
 from rlctl_hw.rollout_memory import rollout_needs
@@ -13,6 +14,8 @@ from rlctl_hw.training_memory import trainer_needs
 from rlctl_hw.types import Layout, MemoryPart, Origin, PhaseBand, Workload
 
 CRITIC_PHASES = ("values", "critic_update")
+OVERHEADS = ("overhead", "context", "communication")
+"""Parts that processes hold whatever the model: what a measurement of this machine corrects."""
 DEVICE_PHASES = ("load", "checkpoint")
 """Phases told apart on accelerators only: on CPU the processes' other work takes more."""
 
@@ -63,6 +66,17 @@ def peak_gib(parts: Iterable[MemoryPart]) -> tuple[str, float]:
 
 
 def _on_device(phase: Phase, workload: Workload, layout: Layout) -> list[Need]:
+    factor = layout.overhead_factor
+    needs = _together(phase, workload, layout)
+    return needs if factor is None else [_measured(need, factor) if need.part in OVERHEADS else need for need in needs]
+
+
+def _measured(need: Need, factor: float) -> Need:
+    return replace(need.times(factor), origin="measured")
+
+
+def _together(phase: Phase, workload: Workload, layout: Layout) -> list[Need]:
+    """Return what every process on the fullest device needs."""
     trainer, rollout = trainer_needs(phase, workload, layout), rollout_needs(phase, workload, layout)
     if layout.device == "cpu":
         # One memory for all processes of the host, whichever cores they have.

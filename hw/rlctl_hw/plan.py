@@ -7,21 +7,21 @@ from dataclasses import replace
 from rlctl_hw import placing, reasons, search
 from rlctl_hw.remedies import remedies_for
 from rlctl_hw.search import Tried
-from rlctl_hw.types import Corrections, DoesNotFit, Hardware, Plan, Workload
+from rlctl_hw.types import DoesNotFit, Hardware, Plan, Workload
 
 
-def plan(workload: Workload, hardware: Hardware, corrections: Corrections | None = None) -> Plan:
+def plan(workload: Workload, hardware: Hardware) -> Plan:
     """Return what follows from the workload on this hardware, or raise DoesNotFit with numbers and ways out."""
     try:
-        return _plan(workload, hardware, corrections)
+        return _plan(workload, hardware)
     except DoesNotFit as refusal:
         if refusal.remedies:
             raise
         raise DoesNotFit(refusal.what, remedies_for(workload, hardware)) from refusal
 
 
-def _plan(workload: Workload, hardware: Hardware, corrections: Corrections | None) -> Plan:
-    found = search.tried(workload, hardware, corrections)
+def _plan(workload: Workload, hardware: Hardware) -> Plan:
+    found = search.tried(workload, hardware)
     chosen = search.best(found)
     if chosen is None or chosen.plan is None:
         raise _nearest(found)
@@ -31,6 +31,6 @@ def _plan(workload: Workload, hardware: Hardware, corrections: Corrections | Non
 
 
 def _nearest(found: list[Tried]) -> DoesNotFit:
-    """Return the refusal of the candidate that saves most of all; where none fits, it came nearest."""
+    """Return the refusal that lacks least memory; where memory is not what lacks, the one that saves most."""
     refusals = [one.refusal for one in found if one.refusal is not None]
-    return refusals[-1]
+    return min(reversed(refusals), key=lambda refusal: refusal.short_gib or 0.0)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from rlctl_hw import layouts, placing
 from rlctl_hw.completing import complete
-from rlctl_hw.layouts import Candidate
+from rlctl_hw.layouts import Candidate, RolloutSplit
 from rlctl_hw.timing import step_seconds
-from rlctl_hw.types import Corrections, DoesNotFit, Hardware, Mesh, Plan, Savings, Workload
+from rlctl_hw.types import DoesNotFit, Hardware, Mesh, Plan, Savings, Workload
 
 MOST_MESHES = 48
 """Meshes of one search; the least split ones, which communicate least, come first."""
@@ -34,18 +34,18 @@ class Tried:
         return None if seconds is None else seconds[0]
 
 
-def tried(workload: Workload, hardware: Hardware, corrections: Corrections | None = None) -> list[Tried]:
+def tried(workload: Workload, hardware: Hardware) -> list[Tried]:
     """Try the legal candidates: every mesh with one rollout degree, then every degree with the best mesh.
 
     The two hardly depend on each other: they meet only in the memory that one leaves to the other.
     """
-    ladders = _Ladders(workload, hardware, corrections)
+    ladders = _Ladders(workload, hardware)
     found: list[Tried] = []
-    for degree in ladders.degrees:
-        found += [one for mesh in ladders.meshes for one in ladders.climb(mesh, degree)]
+    for split in ladders.splits:
+        found += [one for mesh in ladders.meshes for one in ladders.climb(mesh, split)]
         chosen = best(found)
         if chosen is not None:
-            others = [other for other in ladders.degrees if other > degree]
+            others = ladders.splits[ladders.splits.index(split) + 1 :]
             return found + [one for other in others for one in ladders.climb(chosen.candidate.mesh, other)]
     return found
 
@@ -53,11 +53,11 @@ def tried(workload: Workload, hardware: Hardware, corrections: Corrections | Non
 def fits(workload: Workload, hardware: Hardware) -> bool:
     """Say whether any candidate fits: the most saving ones are tried first."""
     try:
-        ladders = _Ladders(workload, hardware, None)
+        ladders = _Ladders(workload, hardware)
     except DoesNotFit:
         return False
-    places = ((mesh, degree) for degree in reversed(ladders.degrees) for mesh in reversed(ladders.meshes))
-    return any(ladders.top(mesh, degree).plan is not None for mesh, degree in places)
+    places = ((mesh, split) for split in reversed(ladders.splits) for mesh in reversed(ladders.meshes))
+    return any(ladders.top(mesh, split).plan is not None for mesh, split in places)
 
 
 def best(found: list[Tried]) -> Tried | None:
@@ -69,39 +69,39 @@ def best(found: list[Tried]) -> Tried | None:
 class _Ladders:
     """The legal meshes and rollout degrees of a workload, and for each pair the rungs of what may be saved."""
 
-    def __init__(self, workload: Workload, hardware: Hardware, corrections: Corrections | None) -> None:
-        self._asked = workload, hardware, corrections
+    def __init__(self, workload: Workload, hardware: Hardware) -> None:
+        self._asked = workload, hardware
         placing.check_model(workload, hardware)
         counts = placing.device_counts(workload, hardware)
         self._trainer, self._rollout = counts.trainer, counts.rollout
         self._rungs = layouts.savings_ladder(workload, hardware)
-        self.degrees = layouts.rollout_degrees(workload, hardware, counts.rollout)
+        self.splits = layouts.rollout_splits(workload, hardware, counts.rollout)
         self.meshes = layouts.train_meshes(workload, hardware, counts.trainer)[:MOST_MESHES]
 
-    def top(self, mesh: Mesh, degree: int) -> Tried:
+    def top(self, mesh: Mesh, split: RolloutSplit) -> Tried:
         """Try the candidate that saves everything."""
-        return self._try(mesh, degree, self._rungs[-1])
+        return self._try(mesh, split, self._rungs[-1])
 
-    def climb(self, mesh: Mesh, degree: int) -> Iterator[Tried]:
+    def climb(self, mesh: Mesh, split: RolloutSplit) -> Iterator[Tried]:
         """Try rung after rung until saving more makes a step slower; nothing where even the top does not fit."""
-        top = self.top(mesh, degree)
+        top = self.top(mesh, split)
         if top.plan is None:
             yield top
             return
         before: Tried | None = None
         for rung in self._rungs[:-1]:
-            one = self._try(mesh, degree, rung)
+            one = self._try(mesh, split, rung)
             yield one
             if one.plan is not None and (one.step_s is None or (before is not None and _slower(one, before))):
                 return
             before = one if one.plan is not None else before
         yield top
 
-    def _try(self, mesh: Mesh, degree: int, savings: Savings) -> Tried:
-        workload, hardware, corrections = self._asked
-        candidate = Candidate(self._trainer, self._rollout, mesh, savings, degree)
+    def _try(self, mesh: Mesh, split: RolloutSplit, savings: Savings) -> Tried:
+        workload, hardware = self._asked
+        candidate = Candidate(self._trainer, self._rollout, mesh, savings, split)
         try:
-            return Tried(workload, candidate, complete(workload, hardware, candidate, corrections), None)
+            return Tried(workload, candidate, complete(workload, hardware, candidate), None)
         except DoesNotFit as refusal:
             return Tried(workload, candidate, None, refusal)
 

@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from math import ceil
 
 from rlctl_hw.devices import BANDWIDTH_SHARE, CatalogueEntry, by_key, by_printed_name
-from rlctl_hw.types import Corrections, Hardware, Origin
+from rlctl_hw.types import Hardware, Origin
 
 GB = 1e9
 LINK_SHARE = 0.8
 """Of a link's nominal rate, that collectives over large tensors reach (NVLink, xGMI and InfiniBand: 0.75 to 0.9)."""
 NIC_GB_PER_S = 50.0
 """Of one device between nodes, where no port is known: one 400 Gb/s port a device, as training clusters have."""
+
+UNKNOWN_LINK_GB_PER_S = 12.0
+"""Of a device that is not in the catalogue: a PCIe 3 slot of 16 lanes, the least that training machines have."""
 
 
 @dataclass(frozen=True)
@@ -41,25 +44,38 @@ def catalogue_entry(hardware: Hardware) -> CatalogueEntry | None:
     return min(known, key=lambda entry: (entry.bf16_tflops or 0.0, entry.bandwidth_gb_per_s))
 
 
-def speeds_of(hardware: Hardware, corrections: Corrections) -> Speeds | None:
-    """Return the rates of this machine; None for a device without a known bfloat16 peak."""
-    entry = catalogue_entry(hardware)
+def speeds_of(hardware: Hardware) -> Speeds | None:
+    """Return the rates of this machine; None for a device that was not measured and has no known bfloat16 peak."""
+    entry, measured = catalogue_entry(hardware), hardware.corrections
     if entry is None or entry.bf16_tflops is None:
-        return None
+        return _measured_alone(hardware)
     share, origin = entry.reachable_share
-    if corrections.matmul_share is not None:
-        share, origin = corrections.matmul_share, "measured"
-    bandwidth_share = BANDWIDTH_SHARE if corrections.bandwidth_share is None else corrections.bandwidth_share
+    flops, bandwidth = entry.bf16_tflops * 1e12 * share, entry.bandwidth_gb_per_s * GB * BANDWIDTH_SHARE
+    if measured.matmul_tflops is not None:
+        flops, origin = measured.matmul_tflops * 1e12, "measured"
+    if measured.bandwidth_gb_per_s is not None:
+        bandwidth = measured.bandwidth_gb_per_s * GB
     link = entry.link_gb_per_s * GB * LINK_SHARE
     return Speeds(
-        matmul_flops=entry.bf16_tflops * 1e12 * share,
-        bandwidth=entry.bandwidth_gb_per_s * GB * bandwidth_share,
+        matmul_flops=flops,
+        bandwidth=bandwidth,
         island_link=link,
         pair_link=link if entry.pair_gb_per_s is None else entry.pair_gb_per_s * GB * LINK_SHARE,
         node_link=_node_link(hardware) * GB * LINK_SHARE,
         host_bus=entry.host_gb_per_s * GB * LINK_SHARE,
         origin=origin,
     )
+
+
+def _measured_alone(hardware: Hardware) -> Speeds | None:
+    """Return rates for a device that only a measurement knows; processes on a CPU send through its memory."""
+    measured = hardware.corrections
+    if measured.matmul_tflops is None or measured.bandwidth_gb_per_s is None:
+        return None
+    bandwidth = measured.bandwidth_gb_per_s * GB
+    link = bandwidth if hardware.kind == "cpu" else UNKNOWN_LINK_GB_PER_S * GB
+    node = _node_link(hardware) * GB * LINK_SHARE
+    return Speeds(measured.matmul_tflops * 1e12, bandwidth, link, link, node, link, "measured")
 
 
 def num_nodes_of(num_devices: int, hardware: Hardware) -> int:

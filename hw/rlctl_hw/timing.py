@@ -6,6 +6,7 @@ moving weights in and out, uneven batches), so each phase carries that range unt
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import ceil
 
 from rlctl_hw.generation_time import generation
@@ -14,7 +15,7 @@ from rlctl_hw.needs import DTYPE_BYTES, MASTER_BYTES, MOMENT_BYTES
 from rlctl_hw.speeds import GB, Speeds, catalogue_entry, speeds_of
 from rlctl_hw.training_memory import trained_params, weight_bytes
 from rlctl_hw.training_time import Work, training_seconds
-from rlctl_hw.types import Corrections, Hardware, Layout, PhaseTime, Plan, Workload
+from rlctl_hw.types import Hardware, Layout, PhaseTime, Plan, Workload
 
 SLOWEST, FASTEST = 3.0, 1.5
 EXPECTED = (SLOWEST * FASTEST) ** 0.5
@@ -35,10 +36,10 @@ def catalogue_key(hardware: Hardware) -> str | None:
     return None if entry is None else entry.key
 
 
-def predict(workload: Workload, hardware: Hardware, layout: Layout, corrections: Corrections) -> tuple[PhaseTime, ...]:
+def predict(workload: Workload, hardware: Hardware, layout: Layout) -> tuple[PhaseTime, ...]:
     """Return the phases of one step with their times; nothing where the device's speed is not known."""
-    speeds = speeds_of(hardware, corrections)
-    if hardware.kind == "cpu" or speeds is None:
+    speeds = speeds_of(hardware)
+    if speeds is None:
         return ()
     rows = [
         *_generation(workload, layout, speeds),
@@ -46,7 +47,7 @@ def predict(workload: Workload, hardware: Hardware, layout: Layout, corrections:
         ("weight_sync", *_sync(workload, hardware, layout, speeds), True),
         ("checkpoint", _checkpoint_s(workload, hardware, layout), f"disk at {DISK_GB_PER_S:g} GB/s a node", False),
     ]
-    return tuple(_ranged(*row, corrections) for row in rows)
+    return tuple(_ranged(*row, hardware.corrections.time_factors) for row in rows)
 
 
 def step_seconds(plan: Plan) -> tuple[float, float, float] | None:
@@ -57,14 +58,13 @@ def step_seconds(plan: Plan) -> tuple[float, float, float] | None:
     return sum(t.seconds for t in times), sum(t.low_s for t in times), sum(t.high_s for t in times)
 
 
-def _ranged(phase: str, seconds: float, why: str, per_step: bool, corrections: Corrections) -> PhaseTime:
-    factor = corrections.time_factor
-    if factor is None:
-        return PhaseTime(
-            phase, seconds * EXPECTED, seconds * FASTEST, seconds * SLOWEST, why, "assumed", per_step=per_step
-        )
-    likely = seconds * factor
-    return PhaseTime(phase, likely, likely / MEASURED_RANGE, likely * MEASURED_RANGE, why, "measured", per_step)
+def _ranged(phase: str, least_s: float, why: str, per_step: bool, factors: Mapping[str, float]) -> PhaseTime:
+    if phase not in factors:
+        likely, low, high = least_s * EXPECTED, least_s * FASTEST, least_s * SLOWEST
+        return PhaseTime(phase, likely, low, high, why, least_s, "assumed", per_step)
+    likely = least_s * factors[phase]
+    low, high = likely / MEASURED_RANGE, likely * MEASURED_RANGE
+    return PhaseTime(phase, likely, low, high, why, least_s, "measured", per_step)
 
 
 Row = tuple[str, float, str, bool]

@@ -65,6 +65,20 @@ class Nic:
 
 
 @dataclass(frozen=True)
+class Corrections:
+    """What was measured on this machine, in place of the catalogue's and the assumed; None leaves one as it is."""
+
+    matmul_tflops: float | None = None
+    """1e12 operations per second that large matrix products reach on one device, in the precision of training."""
+    bandwidth_gb_per_s: float | None = None
+    """1e9 bytes per second of a device's memory that a copy reads and writes."""
+    overhead_factor: float | None = None
+    """Measured over assumed memory of processes: context, communication, runtime."""
+    time_factors: dict[str, float] = field(default_factory=dict)
+    """Measured over roofline time, by phase."""
+
+
+@dataclass(frozen=True)
 class Hardware:
     """What is there: the devices of one node, how many such nodes, and the host's limits."""
 
@@ -78,6 +92,7 @@ class Hardware:
     islands: tuple[tuple[int, ...], ...] = ()
     """Places of devices joined by NVLink, xGMI or HCCS; empty when unknown. Tensor parallelism stays inside one."""
     nics: tuple[Nic, ...] = ()
+    corrections: Corrections = Corrections()
 
     @property
     def kind(self) -> DeviceKind:
@@ -295,9 +310,13 @@ class Layout:
     """Of the trainer ranks."""
     savings: Savings = Savings()
     rollout_tensor_parallel: int = 1
-    """Devices of one rollout engine."""
+    """Devices of one rollout engine, or of one of its pipeline stages."""
+    rollout_pipeline_parallel: int = 1
+    """Islands over which one rollout engine splits its layers."""
     catalogue: str | None = None
     """Key of the device in `devices.toml`."""
+    overhead_factor: float | None = None
+    """Of `Corrections`."""
 
 
 @dataclass(frozen=True)
@@ -329,23 +348,11 @@ class PhaseTime:
     low_s: float
     high_s: float
     why: str
+    roofline_s: float
+    """The least that the machine could do."""
     origin: Origin = "assumed"
     per_step: bool = True
     """False for what happens at other times (checkpoints)."""
-
-
-@dataclass(frozen=True)
-class Corrections:
-    """Constants measured on this machine, in place of the catalogue's; None leaves one as it is."""
-
-    matmul_share: float | None = None
-    """Share of the peak that large matrix products reach."""
-    bandwidth_share: float | None = None
-    """Share of the memory bandwidth that reads reach."""
-    context_gib: float | None = None
-    """Device memory of one process before it holds anything."""
-    time_factor: float | None = None
-    """Measured over predicted step time."""
 
 
 @dataclass(frozen=True)
@@ -381,7 +388,9 @@ class Plan:
     """Of the trainer ranks."""
     savings: Savings = Savings()
     rollout_tensor_parallel: int = 1
-    """Devices of one rollout engine."""
+    """Devices of one rollout engine, or of one of its pipeline stages."""
+    rollout_pipeline_parallel: int = 1
+    """Islands over which one rollout engine splits its layers; only planned for beside Megatron."""
     device_memory_gib: float = 0.0
     """Memory of the smallest device; on CPU the host's, which all workers share."""
     memory: tuple[MemoryPart, ...] = ()
@@ -414,9 +423,13 @@ class Plan:
 
 
 class DoesNotFit(Exception):
-    """The workload cannot run on this hardware; `remedies` are the nearest settings that would."""
+    """The workload cannot run on this hardware; `remedies` are the nearest settings that would.
 
-    def __init__(self, what: str, remedies: tuple[str, ...]) -> None:
+    `short_gib` is the memory that lacks, where that is what is wrong.
+    """
+
+    def __init__(self, what: str, remedies: tuple[str, ...], *, short_gib: float | None = None) -> None:
         super().__init__(what)
         self.what = what
         self.remedies = remedies
+        self.short_gib = short_gib
