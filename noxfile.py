@@ -93,6 +93,13 @@ def presets(session: nox.Session) -> None:
 
 
 @nox.session
+def calibration(session: nox.Session) -> None:
+    """Compare predicted memory with published measurements, and write docs/calibration.md."""
+    env = environment(session, "desk", "-e", ".[dev]")
+    session.run(env / "python", "benchmarks/calibration/report.py", *session.posargs)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """Build wheel and sdist, install each into an empty environment, and look at what landed."""
     env = environment(session, "desk", "-e", ".[dev]")
