@@ -10,7 +10,6 @@ BASE: dict[str, Any] = {
     "model": {"type": "random"},
     "data": {"type": "arithmetic", "max_prompt_tokens": 32},
     "reward": {"type": "arithmetic"},
-    "engine": {"type": "fsdp2"},
     "rollout": {"type": "hf", "max_response_tokens": 16},
 }
 
