@@ -78,6 +78,12 @@ BUILT = [
     ("deepseek_v3", {**LATENT, **SHARED, "n_shared_experts": 1, "num_key_value_heads": 4}),
     ("deepseek_v3", {**LATENT, **SHARED, "n_shared_experts": 1, "num_key_value_heads": 4, "attention_bias": True}),
     ("phi3", {"pad_token_id": 0}),
+    ("granite", {"attention_bias": True}),
+    ("seed_oss", {"head_dim": 16}),
+    ("seed_oss", {"head_dim": 16, "attention_out_bias": True, "mlp_bias": True}),
+    ("smollm3", {"pad_token_id": 0}),
+    ("ernie4_5", {"head_dim": 16, "use_bias": True}),
+    ("gpt_oss", {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "pad_token_id": 0}),
 ]
 
 
@@ -217,6 +223,12 @@ def test_the_language_model_of_a_multimodal_one_is_not_the_whole():
     text = {**SMALL, "model_type": "gemma3_text", "head_dim": 16}
     shape = shape_from_config({"model_type": "gemma3", "text_config": text, "vision_config": {}})
     assert shape.num_params == shape_from_config(text).num_params
+    assert not shape.exact
+
+
+def test_a_decoder_inside_a_model_that_sees_is_known_by_its_own_name():
+    shape = shape_from_config({**SMALL, "model_type": "qwen2_5_vl", "vision_config": {}})
+    assert shape.num_params == shape_from_config({**SMALL, "model_type": "qwen2"}).num_params
     assert not shape.exact
 
 

@@ -22,6 +22,8 @@ class Architecture:
     norms_per_layer: int = 2
     router_bias: bool = False
     shared_gate: bool = False
+    expert_bias: bool = False
+    sinks: bool = False
     latent: bool = False
     tied: bool = False
     """Whether the embeddings are tied where the config does not say."""
@@ -73,4 +75,39 @@ ARCHITECTURES: dict[str, Architecture] = {
     "deepseek_v2": Architecture(**_ATTENTION_BIAS, mlp_bias="mlp_bias", latent=True),
     "deepseek_v3": Architecture(**_ATTENTION_BIAS, latent=True, router_bias=True),
     "phi3": Architecture(windows="all"),
+    "granite": Architecture(**_ATTENTION_BIAS, mlp_bias="mlp_bias"),
+    "seed_oss": Architecture(
+        qkv_bias="attention_bias",
+        output_bias="attention_out_bias",
+        mlp_bias="mlp_bias",
+        defaults={"attention_bias": True, "num_key_value_heads": 8, "head_dim": 128},
+    ),
+    "smollm3": Architecture(**_ATTENTION_BIAS, mlp_bias="mlp_bias", tied=True, defaults={"num_key_value_heads": 4}),
+    "ernie4_5": Architecture(
+        qkv_bias="use_bias",
+        output_bias="use_bias",
+        mlp_bias="use_bias",
+        tied=True,
+        defaults={"num_key_value_heads": 2, "head_dim": 128},
+    ),
+    "gpt_oss": Architecture(
+        **_ATTENTION_BIAS,
+        router_bias=True,
+        expert_bias=True,
+        sinks=True,
+        windows="alternate",
+        defaults={"attention_bias": True, "num_key_value_heads": 8, "head_dim": 64, "sliding_window": 128},
+    ),
 }
+
+SAME_AS = {
+    "kimi_k2": "deepseek_v3",
+    "qwen2_vl": "qwen2",
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+    "glm4v_moe_text": "glm4_moe",
+}
+"""Decoders that go by another name, most of them as part of a model that also sees."""

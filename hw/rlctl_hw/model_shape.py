@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlctl_hw import params
-from rlctl_hw.architectures import ARCHITECTURES, Architecture
+from rlctl_hw.architectures import ARCHITECTURES, SAME_AS, Architecture
 from rlctl_hw.types import Experts, LatentAttention, ModelShape
 
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -34,7 +34,7 @@ def shape_from_config(config: Mapping[str, Any], *, num_params: int | None = Non
     """
     config, is_whole = _decoder(config)
     name = config.get("model_type")
-    architecture = ARCHITECTURES.get(name) if isinstance(name, str) else None
+    architecture = _known(name)
     if architecture is None and num_params is None:
         raise ValueError(
             f"model_type {name!r} is not one the planner can count; known: {', '.join(ARCHITECTURES)}; for another, "
@@ -54,7 +54,7 @@ def shape_from_file(file: Path) -> ModelShape:
     """
     config = _json_object(file)
     name = _decoder(config)[0].get("model_type")
-    known = isinstance(name, str) and name in ARCHITECTURES and _decoder(config)[1]
+    known = _known(name) is not None and _decoder(config)[1]
     return shape_from_config(config, num_params=None if known else weights_params(file.parent, config))
 
 
@@ -75,6 +75,10 @@ def weights_params(folder: Path, config: Mapping[str, Any]) -> int | None:
         return None
     dtype = config.get("dtype") or config.get("torch_dtype") or "bfloat16"
     return int(metadata["total_size"]) // DTYPE_BYTES.get(str(dtype), 2)
+
+
+def _known(name: Any) -> Architecture | None:
+    return ARCHITECTURES.get(SAME_AS.get(name, name)) if isinstance(name, str) else None
 
 
 def _decoder(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
@@ -110,6 +114,7 @@ def _read(config: Mapping[str, Any], name: str, architecture: Architecture) -> M
         output_bias=reader.switch(architecture.output_bias),
         mlp_bias=reader.switch(architecture.mlp_bias),
         qk_norm=reader.switch(architecture.qk_norm),
+        sinks=architecture.sinks,
         norms_per_layer=architecture.norms_per_layer,
         experts=experts,
         latent=latent,
@@ -162,6 +167,7 @@ def _experts(reader: _Reader, architecture: Architecture, num_layers: int) -> Ex
         num_layers=num_sparse,
         router_bias=architecture.router_bias,
         shared_gate=architecture.shared_gate and shared is not None,
+        expert_bias=architecture.expert_bias,
     )
 
 

@@ -93,11 +93,11 @@ def largest_layer_params(shape: ModelShape) -> int:
 
 
 def attention_params(shape: ModelShape) -> int:
-    """Return one layer's attention with its biases and inner norms."""
-    norms = 2 * shape.head_dim if shape.qk_norm else 0
+    """Return one layer's attention with its biases, inner norms and sinks."""
+    rest = (2 * shape.head_dim if shape.qk_norm else 0) + (shape.num_heads if shape.sinks else 0)
     if shape.latent is not None:
-        norms = shape.latent.kv_rank + (shape.latent.query_rank or 0)
-    return norms + sum(projection.num_params for projection in attention_projections(shape))
+        rest = shape.latent.kv_rank + (shape.latent.query_rank or 0)
+    return rest + sum(projection.num_params for projection in attention_projections(shape))
 
 
 def dense_mlp_params(shape: ModelShape) -> int:
@@ -121,7 +121,8 @@ def expert_params(shape: ModelShape) -> int:
 def one_expert_params(shape: ModelShape) -> int:
     """Return one routed expert of one layer."""
     assert shape.experts is not None
-    return _num_matrices(shape) * shape.hidden_size * shape.experts.expert_size
+    projections = _mlp(shape, shape.experts.expert_size, bias=shape.experts.expert_bias)
+    return sum(projection.num_params for projection in projections)
 
 
 def shared_expert_params(shape: ModelShape) -> int:
@@ -169,7 +170,7 @@ def projections(shape: ModelShape, *, experts: bool = True) -> Iterator[Projecti
     if shape.experts is not None:
         for projection in _mlp(shape, shape.experts.shared_size):
             yield _counted(projection, sparse if shape.experts.shared_size else 0)
-        for projection in _mlp(shape, shape.experts.expert_size) if experts else ():
+        for projection in _mlp(shape, shape.experts.expert_size, bias=shape.experts.expert_bias) if experts else ():
             yield _counted(projection, sparse * shape.experts.num_experts)
 
 
@@ -199,16 +200,14 @@ def kv_bytes(shape: ModelShape, num_tokens: float, value_bytes: float) -> float:
     return layer_tokens * kv_values_per_token(shape) * value_bytes
 
 
-def _mlp(shape: ModelShape, width: int) -> tuple[Projection, ...]:
+def _mlp(shape: ModelShape, width: int, *, bias: bool | None = None) -> tuple[Projection, ...]:
+    """Return the linear maps of one MLP; `bias` unset takes the model's own for dense ones."""
+    bias = shape.mlp_bias if bias is None else bias
     up = ("gate_proj", "up_proj") if shape.gated_mlp else ("up_proj",)
     return (
-        *(Projection(name, shape.hidden_size, width, shape.mlp_bias) for name in up),
-        Projection("down_proj", width, shape.hidden_size, shape.mlp_bias),
+        *(Projection(name, shape.hidden_size, width, bias) for name in up),
+        Projection("down_proj", width, shape.hidden_size, bias),
     )
-
-
-def _num_matrices(shape: ModelShape) -> int:
-    return 3 if shape.gated_mlp else 2
 
 
 def _counted(projection: Projection, count: int) -> Projection:

@@ -116,6 +116,8 @@ class Experts:
     """The router keeps a correction per expert (DeepSeek-V3, GLM-4.5)."""
     shared_gate: bool = False
     """The shared experts are weighed by a gate of their own (Qwen2-MoE)."""
+    expert_bias: bool = False
+    """Each expert's projections have biases (GPT-OSS)."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ class ModelShape:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    sinks: bool = False
+    """Every head has a learned logit that takes attention away (GPT-OSS)."""
     norms_per_layer: int = 2
     """Of the hidden size; Gemma has 4."""
     gated_mlp: bool = True
