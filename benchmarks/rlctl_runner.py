@@ -60,10 +60,11 @@ def main() -> None:
     connect(config.ray, needed=layout.needed, object_store_gib=plan.object_store_gib)
     materials = Materials(options.model, options.model, tokenizer, folder, None)
     status = Status(RunFiles(folder), config.trainer.num_steps)
-    run = Controller(WorkerSpec(config, plan, options.model, options.model, 1_000_000), materials, layout, status)
+    rows = [_row(tokenizer, text) for text in PROMPTS]
+    spec = WorkerSpec(config, plan, options.model, options.model, 1_000_000)
+    run = Controller(spec, materials, layout, status, draw=lambda num: rows[:num])
     run.start()
     run.sync()
-    rows = [_row(tokenizer, text) for text in PROMPTS]
     run.take_metrics()
     for steps in turns():
         turn, start = Turn(steps), time.perf_counter()
