@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from rlctl_hw.calculator import check, estimate
+from rlctl_hw.devices import by_key
 from rlctl_hw.setup import Estimate, IllegalLayout, Setup
 from rlctl_hw.types import Mesh
 
@@ -126,6 +127,11 @@ def test_rollout_holds_a_cache_of_every_sequence():
     found = estimate(Setup(QWEN, "fsdp2", "rollout", Mesh(tp=2), seq_len=1024, micro_batch=64))
     per_token = 2 * QWEN.num_layers * QWEN.num_kv_heads * QWEN.head_dim * 2 / 2
     assert part(found, "kv_cache") == pytest.approx(64 * 1024 * per_token / GIB)
+
+
+def test_an_engine_that_takes_a_share_fills_it():
+    setup = Setup(QWEN, "fsdp2", "rollout", catalogue="h100-80gb", gpu_memory_share=0.5)
+    assert estimate(setup).device.gib == pytest.approx(0.5 * by_key("h100-80gb").memory_gib, rel=0.01)
 
 
 def test_the_latent_cache_is_whole_on_every_rank():

@@ -79,6 +79,9 @@ def memory(
     reshard: Annotated[
         bool | None, typer.Option("--reshard/--no-reshard", help="FSDP2. [default: on without a pipeline]")
     ] = None,
+    gpu_memory_share: Annotated[
+        float | None, typer.Option(min=0.05, max=1.0, help="Rollout: share of --gpu that the engine takes.")
+    ] = None,
     critic: Annotated[bool, typer.Option("--critic", help="A value head in place of the output projection.")] = False,
     output: OutputOption = "text",
 ) -> None:
@@ -121,6 +124,7 @@ def memory(
         lora_rank=lora_rank,
         base_dtype=_dtype("--base-dtype", base_dtype) if base_dtype else None,
         reshard_after_forward=pp == 1 if reshard is None else reshard,
+        gpu_memory_share=gpu_memory_share,
         critic=critic,
         device=device.kind if device else "cuda",
         catalogue=device.key if device else None,
@@ -128,7 +132,9 @@ def memory(
     try:
         found = calculator.estimate(setup)
     except IllegalLayout as error:
-        raise UserError(f"this layout cannot run: {error}", "choose degrees that divide these sizes") from error
+        raise UserError(
+            f"this layout cannot run: {error}", "choose degrees that divide, or name what is missing"
+        ) from error
     _show(found, setup, device, output)
     _refuse_misfit(found, device)
 

@@ -27,6 +27,8 @@ def _problems(setup: Setup) -> Iterator[str]:
         yield f"seq_len {setup.seq_len} does not divide by cp {mesh.cp}"
     if setup.task == "rollout" and mesh.cp > 1:
         yield f"a rollout engine has no context parallelism (cp {mesh.cp})"
+    if setup.gpu_memory_share is not None and setup.catalogue is None:
+        yield "a share of the device needs the device's name"
     if setup.lora_rank and setup.task == "rollout":
         yield f"a rollout engine has merged weights, not LoRA (lora_rank {setup.lora_rank})"
 

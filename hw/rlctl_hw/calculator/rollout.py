@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from rlctl_hw import params
-from rlctl_hw.calculator import activations
+from rlctl_hw.calculator import activations, overheads
 from rlctl_hw.calculator.sizes import BYTES, GIB, vocabulary
 from rlctl_hw.calculator.stages import Stage
 from rlctl_hw.calculator.states import held_params
 from rlctl_hw.calculator.terms import Moment, Term
+from rlctl_hw.devices import by_key
 from rlctl_hw.setup import Setup
 
 PREFILL_TOKENS = 8192
@@ -20,7 +21,9 @@ GRAPHS_GIB = 1.0
 
 def moments(setup: Setup, stage: Stage) -> tuple[Moment, ...]:
     """Return the one moment: a full batch in decoding while a prompt is computed."""
-    return (Moment("generation", (_weights(setup, stage), _cache(setup, stage), _graphs(), *_prefill(setup, stage))),)
+    others = (_weights(setup, stage), _graphs(), *_prefill(setup, stage))
+    cache = _cache(setup, stage) if setup.gpu_memory_share is None else _rest(setup, others)
+    return (Moment("generation", (cache, *others)),)
 
 
 def _weights(setup: Setup, stage: Stage) -> Term:
@@ -40,6 +43,15 @@ def _cache(setup: Setup, stage: Stage) -> Term:
     share = stage.num_layers / shape.num_layers / split
     whole = params.kv_bytes(shape, setup.seq_len, width) * share
     return Term("kv_cache", setup.micro_batch * whole, f"{setup.micro_batch} sequences x {setup.seq_len} tokens")
+
+
+def _rest(setup: Setup, others: tuple[Term, ...]) -> Term:
+    """Return the cache of an engine that takes a share of the device: what weights and all else leave of it."""
+    share = setup.gpu_memory_share or 0.0
+    taken = share * by_key(setup.catalogue or "").memory_gib * GIB
+    outside = overheads.communication(setup).num_bytes + overheads.context(setup).num_bytes
+    left = taken - outside - sum(term.num_bytes for term in others)
+    return Term("kv_cache", max(0.0, left), f"what is left of {share:g} of the device")
 
 
 def _graphs() -> Term:
