@@ -1,10 +1,13 @@
 """Relations between settings: each violated one is named with its key and a way out; valid configs have none."""
 
+import re
 from typing import Any
 
 import pytest
 
+from rlctl import schema
 from rlctl_train.config import RunConfig, relation_problems
+from rlctl_train.config.relations import RELATIONS, Relation, relations_of
 
 BASE: dict[str, Any] = {
     "model": {"type": "random"},
@@ -58,3 +61,16 @@ def test_every_problem_says_a_way_out() -> None:
     config = RunConfig.model_validate({**BASE, "reward": None, "model": {"type": "random", "num_heads": 3}})
     found = relation_problems(config)
     assert len(found) >= 2 and all(problem.remedy and problem.what for problem in found)
+
+
+@pytest.mark.parametrize("relation", RELATIONS, ids=lambda relation: relation.keys[0])
+def test_a_relation_names_real_keys_and_all_that_its_rule_speaks_of(relation: Relation) -> None:
+    assert all(schema.find(tuple(key.split("."))) for key in relation.keys)
+    spoken_of = {word for word in re.findall(r"[a-z_]+(?:\.[a-z_]+)+", relation.rule) if word in schema.all_keys()}
+    assert relation.rule.endswith(".") and spoken_of <= set(relation.keys)
+
+
+def test_relations_are_found_by_key_and_by_the_section_that_holds_it() -> None:
+    assert "data.min_operand is at most data.max_operand." in [r.rule for r in relations_of("data.max_operand")]
+    assert relations_of("model.lora.rank") == relations_of("model.lora")
+    assert relations_of("telemetry.project") == ()

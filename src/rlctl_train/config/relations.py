@@ -1,8 +1,11 @@
-"""Relations between settings: what must hold across sections. Each rule refuses and never writes."""
+"""Relations between settings: what must hold across sections. Each rule refuses and never writes.
+
+A relation names the keys it relates and says its rule in the docstring of its check, for whoever explains a key.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +26,42 @@ class Problem:
     remedy: str
 
 
+Check = Callable[[RunConfig], Iterator[Problem]]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One rule: the keys it relates, the rule in words, and the check that finds what breaks it."""
+
+    keys: tuple[str, ...]
+    rule: str
+    check: Check
+
+
 def relation_problems(config: RunConfig) -> list[Problem]:
     """Return every violated relation of a valid-by-field configuration, in reading order."""
-    return [problem for rule in RULES for problem in rule(config)]
+    return [problem for relation in RELATIONS for problem in relation.check(config)]
 
 
-def _model_shape(config: RunConfig) -> Iterator[Problem]:
+def relations_of(key: str) -> tuple[Relation, ...]:
+    """Return the relations that name a key, or a section that holds it."""
+    parts = key.split(".")
+    names = {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
+    return tuple(relation for relation in RELATIONS if names & set(relation.keys))
+
+
+def _relates(*keys: str) -> Callable[[Check], Relation]:
+    """Make a relation of a check, whose docstring is the rule."""
+
+    def made(check: Check) -> Relation:
+        return Relation(keys, " ".join((check.__doc__ or "").split()), check)
+
+    return made
+
+
+@_relates("model.num_heads", "model.hidden_size")
+def _head_size(config: RunConfig) -> Iterator[Problem]:
+    """In a random model model.num_heads divides model.hidden_size, into heads of an even number of features."""
     model = config.model
     if not isinstance(model, RandomModel):
         return
@@ -44,14 +77,27 @@ def _model_shape(config: RunConfig) -> Iterator[Problem]:
             f"gives an odd head size of {model.hidden_size // model.num_heads}; rotary embeddings need an even one",
             "choose fewer heads or another model.hidden_size",
         )  # fmt: skip
-    if model.num_heads % model.num_kv_heads:
+
+
+@_relates("model.num_kv_heads", "model.num_heads")
+def _key_value_heads(config: RunConfig) -> Iterator[Problem]:
+    """In a random model model.num_kv_heads divides model.num_heads."""
+    model = config.model
+    if isinstance(model, RandomModel) and model.num_heads % model.num_kv_heads:
         yield Problem(
             "model.num_kv_heads", model.num_kv_heads,
             f"does not divide model.num_heads={model.num_heads}",
             f"choose one of {_divisors(model.num_heads)}",
         )  # fmt: skip
+
+
+@_relates("rollout.max_response_tokens", "data.max_prompt_tokens", "model.max_position")
+def _reach(config: RunConfig) -> Iterator[Problem]:
+    """Prompt and response together, data.max_prompt_tokens + rollout.max_response_tokens, are at most
+    model.max_position of a random model."""
+    model = config.model
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
-    if longest > model.max_position:
+    if isinstance(model, RandomModel) and longest > model.max_position:
         yield Problem(
             "rollout.max_response_tokens", config.rollout.max_response_tokens,
             f"with data.max_prompt_tokens={config.data.max_prompt_tokens} makes sequences of {longest} tokens, "
@@ -60,7 +106,9 @@ def _model_shape(config: RunConfig) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+@_relates("model.lora", "engine.type")
 def _adapters(config: RunConfig) -> Iterator[Problem]:
+    """Adapters (model.lora) need engine.type=fsdp2."""
     if config.model.lora is not None and config.engine.type != "fsdp2":
         yield Problem(
             "model.lora", "set", f"is not known to engine.type={config.engine.type!r}",
@@ -68,7 +116,9 @@ def _adapters(config: RunConfig) -> Iterator[Problem]:
         )  # fmt: skip
 
 
-def _batch_sizes(config: RunConfig) -> Iterator[Problem]:
+@_relates("trainer.mini_batches_per_step", "trainer.prompts_per_step")
+def _mini_batches(config: RunConfig) -> Iterator[Problem]:
+    """trainer.mini_batches_per_step divides trainer.prompts_per_step."""
     trainer = config.trainer
     if trainer.prompts_per_step % trainer.mini_batches_per_step:
         yield Problem(
@@ -76,6 +126,15 @@ def _batch_sizes(config: RunConfig) -> Iterator[Problem]:
             f"does not divide trainer.prompts_per_step={trainer.prompts_per_step}",
             f"choose one of {_divisors(trainer.prompts_per_step)}",
         )  # fmt: skip
+
+
+@_relates(
+    "trainer.num_devices", "trainer.prompts_per_step", "trainer.mini_batches_per_step", "algo.group_size", "algo.type"
+)
+def _sequence_a_device(config: RunConfig) -> Iterator[Problem]:
+    """Every one of trainer.num_devices gets at least one sequence of a mini-batch, which has
+    trainer.prompts_per_step * algo.group_size / trainer.mini_batches_per_step of them."""
+    trainer = config.trainer
     ranks = trainer.num_devices
     group = 1 if isinstance(config.algo, SftConfig) else config.algo.group_size
     sequences = trainer.prompts_per_step * group // trainer.mini_batches_per_step
@@ -85,24 +144,39 @@ def _batch_sizes(config: RunConfig) -> Iterator[Problem]:
             f"is more than the {sequences} sequences of one mini-batch",
             f"use at most {sequences} devices or raise trainer.prompts_per_step",
         )  # fmt: skip
-    if isinstance(config.data, ArithmeticData) and trainer.prompts_per_step > config.data.num_train:
+
+
+@_relates("trainer.prompts_per_step", "data.num_train", "data.type")
+def _enough_problems(config: RunConfig) -> Iterator[Problem]:
+    """trainer.prompts_per_step is at most data.num_train where data.type=arithmetic."""
+    prompts = config.trainer.prompts_per_step
+    if isinstance(config.data, ArithmeticData) and prompts > config.data.num_train:
         yield Problem(
-            "trainer.prompts_per_step", trainer.prompts_per_step,
+            "trainer.prompts_per_step", prompts,
             f"is more than the {config.data.num_train} training problems of data.num_train",
             f"use at most {config.data.num_train} or raise data.num_train",
         )  # fmt: skip
 
 
-def _warm_start(config: RunConfig) -> Iterator[Problem]:
+@_relates("warm_start.mini_batches_per_step", "warm_start.rows_per_step")
+def _warm_start_batches(config: RunConfig) -> Iterator[Problem]:
+    """warm_start.mini_batches_per_step divides warm_start.rows_per_step."""
     warm = config.warm_start
-    if warm is None:
-        return
-    if warm.rows_per_step % warm.mini_batches_per_step:
+    if warm is not None and warm.rows_per_step % warm.mini_batches_per_step:
         yield Problem(
             "warm_start.mini_batches_per_step", warm.mini_batches_per_step,
             f"does not divide warm_start.rows_per_step={warm.rows_per_step}",
             f"choose one of {_divisors(warm.rows_per_step)}",
         )  # fmt: skip
+
+
+@_relates("warm_start.optim.warmup_steps", "warm_start.num_steps", "warm_start.mini_batches_per_step")
+def _warm_start_schedule(config: RunConfig) -> Iterator[Problem]:
+    """warm_start.optim.warmup_steps is at most the warm start's optimizer steps, warm_start.num_steps *
+    warm_start.mini_batches_per_step."""
+    warm = config.warm_start
+    if warm is None:
+        return
     updates = warm.num_steps * warm.mini_batches_per_step
     if warm.optim.warmup_steps > updates:
         yield Problem(
@@ -111,7 +185,10 @@ def _warm_start(config: RunConfig) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+@_relates("engine.max_tokens_per_micro_batch", "data.max_prompt_tokens", "rollout.max_response_tokens")
 def _micro_batch(config: RunConfig) -> Iterator[Problem]:
+    """engine.max_tokens_per_micro_batch holds at least one sequence of data.max_prompt_tokens +
+    rollout.max_response_tokens."""
     budget = config.engine.max_tokens_per_micro_batch
     longest = config.data.max_prompt_tokens + config.rollout.max_response_tokens
     if budget is not None and budget < longest:
@@ -122,7 +199,9 @@ def _micro_batch(config: RunConfig) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+@_relates("data.min_operand", "data.max_operand")
 def _operands(config: RunConfig) -> Iterator[Problem]:
+    """data.min_operand is at most data.max_operand."""
     data = config.data
     if isinstance(data, ArithmeticData) and data.min_operand > data.max_operand:
         yield Problem(
@@ -132,40 +211,53 @@ def _operands(config: RunConfig) -> Iterator[Problem]:
         )  # fmt: skip
 
 
-def _reward(config: RunConfig) -> Iterator[Problem]:
+@_relates("reward", "algo.type")
+def _scored(config: RunConfig) -> Iterator[Problem]:
+    """A reward is set for every algo.type but sft."""
     if config.reward is None and not isinstance(config.algo, SftConfig):
         yield Problem(
             "reward", None, f"is missing: algo.type={config.algo.type!r} needs one",
             "set reward.type (arithmetic, gsm8k, math, sum) or reward.path=FILE.py:FUNCTION",
         )  # fmt: skip
-    if (
-        isinstance(config.data, ArithmeticData)
-        and config.reward is not None
-        and config.reward.type in ("gsm8k", "math")
-    ):
+
+
+@_relates("reward.type", "data.type")
+def _answer_form(config: RunConfig) -> Iterator[Problem]:
+    """reward.type=gsm8k and math look for an answer form that data.type=arithmetic does not have."""
+    reward = config.reward
+    if isinstance(config.data, ArithmeticData) and reward is not None and reward.type in ("gsm8k", "math"):
         yield Problem(
-            "reward.type", config.reward.type,
+            "reward.type", reward.type,
             "looks for an answer form that data.type='arithmetic' never shows", "set reward.type=arithmetic",
         )  # fmt: skip
 
 
-def _losses(config: RunConfig) -> Iterator[Problem]:
-    algo = config.algo
-    if isinstance(algo, SftConfig):
-        if config.warm_start is not None:
-            yield Problem(
-                "warm_start",
-                "set",
-                "is itself supervised, as algo.type='sft' is",
-                "remove the warm_start section",
-            )
-        return
-    longest = config.rollout.max_response_tokens
+@_relates("warm_start", "algo.type")
+def _one_supervision(config: RunConfig) -> Iterator[Problem]:
+    """warm_start is left out where algo.type=sft, which is supervised itself."""
+    if isinstance(config.algo, SftConfig) and config.warm_start is not None:
+        yield Problem(
+            "warm_start", "set", "is itself supervised, as algo.type='sft' is", "remove the warm_start section"
+        )
+
+
+@_relates("algo.overlong_buffer_tokens", "rollout.max_response_tokens")
+def _overlong_buffer(config: RunConfig) -> Iterator[Problem]:
+    """algo.overlong_buffer_tokens is at most rollout.max_response_tokens."""
+    algo, longest = config.algo, config.rollout.max_response_tokens
     if isinstance(algo, DapoConfig) and (algo.overlong_buffer_tokens or 0) > longest:
         yield Problem(
             "algo.overlong_buffer_tokens", algo.overlong_buffer_tokens,
             f"is more than rollout.max_response_tokens={longest}", f"use at most {longest}",
         )  # fmt: skip
+
+
+@_relates("algo.aggregation_norm", "algo.aggregation")
+def _aggregation_norm(config: RunConfig) -> Iterator[Problem]:
+    """algo.aggregation_norm is unset unless algo.aggregation=seq-mean-token-sum-norm."""
+    algo = config.algo
+    if isinstance(algo, SftConfig):
+        return
     if algo.aggregation_norm is not None and algo.aggregation != "seq-mean-token-sum-norm":
         yield Problem(
             "algo.aggregation_norm", algo.aggregation_norm,
@@ -174,7 +266,9 @@ def _losses(config: RunConfig) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+@_relates("rollout.num_devices", "trainer.num_devices", "placement")
 def _placement(config: RunConfig) -> Iterator[Problem]:
+    """rollout.num_devices equals trainer.num_devices where both are set and placement=colocated."""
     trainer, rollout = config.trainer.num_devices, config.rollout.num_devices
     if config.placement == "colocated" and None not in (trainer, rollout) and trainer != rollout:
         yield Problem(
@@ -184,7 +278,9 @@ def _placement(config: RunConfig) -> Iterator[Problem]:
         )  # fmt: skip
 
 
-def _tensor_parallel(config: RunConfig) -> Iterator[Problem]:
+@_relates("rollout.tensor_parallel", "rollout.num_devices")
+def _whole_engines(config: RunConfig) -> Iterator[Problem]:
+    """rollout.tensor_parallel divides rollout.num_devices where both are set."""
     rollout = config.rollout
     if not isinstance(rollout, VllmRollout):
         return
@@ -194,14 +290,23 @@ def _tensor_parallel(config: RunConfig) -> Iterator[Problem]:
             "rollout.tensor_parallel", size,
             f"does not divide rollout.num_devices={devices}", f"choose one of {_divisors(devices)}",
         )  # fmt: skip
-    if "tensor_parallel_size" in rollout.engine_args:
+
+
+@_relates("rollout.engine_args", "rollout.tensor_parallel")
+def _one_split(config: RunConfig) -> Iterator[Problem]:
+    """rollout.engine_args leaves tensor_parallel_size to rollout.tensor_parallel."""
+    rollout = config.rollout
+    if isinstance(rollout, VllmRollout) and "tensor_parallel_size" in rollout.engine_args:
         yield Problem(
             "rollout.engine_args", rollout.engine_args,
             "splits the model behind the planner's back", "remove tensor_parallel_size and set rollout.tensor_parallel",
         )  # fmt: skip
 
 
-def _schedules(config: RunConfig) -> Iterator[Problem]:
+@_relates("trainer.optim.warmup_steps", "trainer.num_steps", "trainer.mini_batches_per_step", "trainer.epochs_per_step")
+def _schedule(config: RunConfig) -> Iterator[Problem]:
+    """trainer.optim.warmup_steps is at most the run's optimizer steps, trainer.num_steps *
+    trainer.mini_batches_per_step * trainer.epochs_per_step."""
     trainer = config.trainer
     updates = trainer.num_steps * trainer.mini_batches_per_step * trainer.epochs_per_step
     if trainer.optim.warmup_steps > updates:
@@ -216,7 +321,8 @@ def _divisors(number: int) -> str:
     return ", ".join(str(d) for d in range(1, min(number, 4096) + 1) if number % d == 0)
 
 
-RULES = (
-    _model_shape, _adapters, _batch_sizes, _warm_start, _micro_batch, _operands, _reward, _losses, _placement,
-    _tensor_parallel, _schedules,
+RELATIONS = (
+    _head_size, _key_value_heads, _reach, _adapters, _mini_batches, _sequence_a_device, _enough_problems,
+    _warm_start_batches, _warm_start_schedule, _micro_batch, _operands, _scored, _answer_form, _one_supervision,
+    _overlong_buffer, _aggregation_norm, _placement, _whole_engines, _one_split, _schedule,
 )  # fmt: skip
