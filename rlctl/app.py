@@ -24,6 +24,7 @@ COMMANDS = {
     "config": "rlctl.commands.config:app",
     "plan": "rlctl.commands.plan:app",
     "hw": "rlctl.commands.hw:app",
+    "calibrate": "rlctl.commands.calibrate:app",
     "doctor": "rlctl.commands.doctor:app",
     "env": "rlctl.commands.env:app",
     "data": "rlctl.commands.data:app",
@@ -41,6 +42,7 @@ HELP = {
     },
     "Look": {
         "hw": "Survey this machine.",
+        "calibrate": "Measure this machine by a short run, and correct its plans by it.",
         "doctor": "Examine this machine, and whether a run can start on it.",
         "env": "Print versions and environment, secrets removed.",
     },

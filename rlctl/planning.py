@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from rlctl_hw.plan import plan
-from rlctl_hw.probe import parse_hardware, survey
+from rlctl_hw.probe import parse_hardware
 from rlctl_hw.search import fits
 from rlctl_hw.types import DoesNotFit, Hardware, Plan, Workload
 
+from rlctl.machine import here
 from rlctl.workload import shape_of, workload_from_config
 from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import DOES_NOT_FIT, PREFLIGHT, UserError
@@ -18,7 +19,7 @@ LEAST_BYTES_PER_PARAM = 2
 
 def plan_here(config: RunConfig, hardware: Hardware | None = None) -> Plan:
     """Return the plan of a run on this machine, or on the hardware given."""
-    workload, machine = workload_from_config(config, shape_of(config)), hardware or survey()
+    workload, machine = workload_from_config(config, shape_of(config)), hardware or here()
     try:
         return plan(workload, machine)
     except DoesNotFit as error:
@@ -40,7 +41,7 @@ def check_can_train(config: RunConfig) -> None:
 def hardware_named(spec: str | None) -> Hardware:
     """Return the machine that `h100-80gb:8` names, or this one."""
     if spec is None:
-        return survey()
+        return here()
     try:
         return parse_hardware(spec)
     except ValueError as error:

@@ -16,6 +16,7 @@ from rlctl_hw.types import Layout, MemoryPart, Origin, PhaseBand, Workload
 CRITIC_PHASES = ("values", "critic_update")
 OVERHEADS = ("overhead", "context", "communication")
 """Parts that processes hold whatever the model: what a measurement of this machine corrects."""
+WEAKEST_FIRST: tuple[Origin, ...] = ("assumed", "interpolated", "formula", "measured")
 DEVICE_PHASES = ("load", "checkpoint")
 """Phases told apart on accelerators only: on CPU the processes' other work takes more."""
 
@@ -30,11 +31,11 @@ def phases_of(workload: Workload, layout: Layout) -> tuple[Phase, ...]:
     )
 
 
-def memory(workload: Workload, layout: Layout) -> tuple[MemoryPart, ...]:
-    """Return what the fullest device holds, phase by phase; parts that are zero are left out."""
+def memory(workload: Workload, layout: Layout, phases: Iterable[Phase] | None = None) -> tuple[MemoryPart, ...]:
+    """Return what the fullest device holds, phase by phase (all, or those named); parts that are zero are left out."""
     return tuple(
         MemoryPart(phase, part, total(same) / GIB, _weakest(same))
-        for phase in phases_of(workload, layout)
+        for phase in (phases_of(workload, layout) if phases is None else phases)
         for needs in [_on_device(phase, workload, layout)]
         for part in PARTS
         if (same := [need for need in needs if need.part == part and need.bytes > 0])
@@ -92,4 +93,4 @@ def _together(phase: Phase, workload: Workload, layout: Layout) -> list[Need]:
 
 
 def _weakest(needs: Iterable[Need]) -> Origin:
-    return "assumed" if any(need.origin == "assumed" for need in needs) else "formula"
+    return min((need.origin for need in needs), key=WEAKEST_FIRST.index)

@@ -30,12 +30,7 @@ PREFIXES = (
 @app.command()
 def env(output: OutputOption = "text") -> None:
     """Print versions and environment, secrets removed."""
-    facts = {
-        "rlctl": __version__,
-        "python": f"{platform.python_version()} ({sys.executable})",
-        "platform": platform.platform(),
-        **{name: found for name in PACKAGES if (found := _version(name)) is not None},
-    }
+    facts = versions()
     variables = shown_variables(os.environ)
     if render.document(output, versions=facts, environment=variables):
         return
@@ -43,6 +38,16 @@ def env(output: OutputOption = "text") -> None:
     if variables:
         render.text("")
         render.table(("VARIABLE", "VALUE"), list(variables.items()))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that a run may use and that is installed."""
+    return {
+        "rlctl": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "platform": platform.platform(),
+        **{name: found for name in PACKAGES if (found := _version(name)) is not None},
+    }
 
 
 def shown_variables(environ: Mapping[str, str]) -> dict[str, str]:

@@ -30,7 +30,6 @@ def main(kind: str) -> dict[str, float]:
     size = SIZES.get(kind, SIZE)
     left, right = (torch.randn(size, size, device=where, dtype=dtype) for _ in range(2))
     product_s = _seconds(kind, lambda: left @ right)
-    del left, right
     source = torch.ones(COPY_BYTES.get(kind, COPY) // 4, device=where)
     target = torch.empty_like(source)
     copy_s = _seconds(kind, lambda: target.copy_(source))
