@@ -6,12 +6,32 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from rlctl_train.config.base import Config
+from rlctl_train.config.base import Choices, Config
 from rlctl_train.config.optim import OptimConfig
 
 Role = Literal["actor", "critic", "reference"]
 Aggregation = Literal["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 KlEstimator = Literal["k1", "k2", "k3", "abs", "k1+", "k3+"]
+
+AGGREGATIONS = Choices(
+    {
+        "token-mean": "sum over tokens, divided by their number",
+        "token-sum": "sum over tokens",
+        "seq-mean-token-sum": "sum over tokens, divided by the number of sequences",
+        "seq-mean-token-mean": "mean over each sequence's tokens, then over sequences",
+        "seq-mean-token-sum-norm": "sum over tokens, divided by the number of sequences and by `aggregation_norm`",
+    }
+)
+KL_ESTIMATORS = Choices(
+    {
+        "k1": "the log-ratio: unbiased, noisy, of either sign",
+        "k2": "half its square: biased, never negative, unbiased gradient",
+        "k3": "inverse ratio - 1 + log-ratio: unbiased, never negative, little noise",
+        "abs": "the log-ratio's size",
+        "k1+": "the value of k1 with the gradient of k2",
+        "k3+": "the value of k3 with the gradient of k2",
+    }
+)
 
 
 class FixedKl(Config):
@@ -20,7 +40,7 @@ class FixedKl(Config):
     type: Literal["fixed"] = "fixed"
     coef: NonNegativeFloat = 0.001
     """Factor on the KL estimate."""
-    estimator: KlEstimator = "k1"
+    estimator: Annotated[KlEstimator, KL_ESTIMATORS] = "k1"
     """Per-token KL estimator between the old policy and the reference."""
 
 
@@ -34,7 +54,7 @@ class AdaptiveKl(Config):
     """Wanted KL per sequence, in nats."""
     horizon: PositiveInt = 10000
     """Number of sequences over which the coefficient may move by its full step."""
-    estimator: KlEstimator = "k1"
+    estimator: Annotated[KlEstimator, KL_ESTIMATORS] = "k1"
     """Per-token KL estimator between the old policy and the reference."""
 
 
@@ -48,13 +68,13 @@ class _PolicyGradient(Config):
     """Upper clip: the probability ratio is held below 1 + clip_high."""
     dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
     """Bound on the loss of tokens with negative advantage, as a multiple of the advantage; unset turns it off."""
-    aggregation: Aggregation = "token-mean"
+    aggregation: Annotated[Aggregation, AGGREGATIONS] = "token-mean"
     """How per-token losses become one number; counts are global, over the whole mini-batch."""
     aggregation_norm: PositiveFloat | None = None
     """Constant divisor of `seq-mean-token-sum-norm`, in tokens; unset takes `rollout.max_response_tokens`."""
     kl_loss_coef: NonNegativeFloat = 0.0
     """Factor on the KL-to-reference loss; 0 turns it off and needs no reference model."""
-    kl_loss_estimator: KlEstimator = "k3"
+    kl_loss_estimator: Annotated[KlEstimator, KL_ESTIMATORS] = "k3"
     """Per-token KL estimator of the loss between the current policy and the reference."""
     entropy_coef: float = 0.0
     """Factor on the entropy bonus."""

@@ -6,13 +6,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from rlctl_train.config.base import Config
+from rlctl_train.config.base import Choices, Config
 
 
 class _Data(Config):
     max_prompt_tokens: PositiveInt = 512
     """Longest prompt after the chat template, in tokens."""
-    overlong_prompts: Literal["error", "drop"] = "error"
+    overlong_prompts: Annotated[
+        Literal["error", "drop"],
+        Choices({"error": "stop before training", "drop": "leave those rows out, counted and said"}),
+    ] = "error"
     """What happens to rows whose prompt is longer: stop before training, or leave them out (counted and said)."""
     shuffle: bool = True
     """Visit the training rows in a new order each epoch (from `seed`), or in file order."""
@@ -32,7 +35,9 @@ class ArithmeticData(_Data):
     """Make sums such as `23+45=` in the run folder; train and held-out problems never overlap."""
 
     type: Literal["arithmetic"] = "arithmetic"
-    operators: tuple[Literal["+", "-", "*"], ...] = ("+",)
+    operators: Annotated[
+        tuple[Literal["+", "-", "*"], ...], Choices({"+": "sums", "-": "differences", "*": "products"})
+    ] = ("+",)
     """Operators that occur in the problems."""
     min_operand: NonNegativeInt = 0
     """Smallest operand."""

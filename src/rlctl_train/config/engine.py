@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from rlctl_train.config.base import Config
+from rlctl_train.config.base import DTYPES, Choices, Config
 
 
 class Fsdp2Config(Config):
     """PyTorch FSDP2: fp32 master weights sharded over all trainer ranks."""
 
     type: Literal["fsdp2"] = "fsdp2"
-    compute_dtype: Literal["float32", "bfloat16"] | None = None
+    compute_dtype: Annotated[Literal["float32", "bfloat16"] | None, DTYPES] = None
     """Precision of forward and backward; unset takes bfloat16 on accelerators and float32 on CPU."""
     gradient_checkpointing: bool | None = None
     """Recompute each layer's activations in the backward pass to save memory; unset lets the planner choose."""
@@ -36,7 +36,7 @@ class MegatronConfig(Config):
     """Megatron-core: tensor, pipeline, context and expert parallelism. It is planned for, and not yet trained with."""
 
     type: Literal["megatron"] = "megatron"
-    compute_dtype: Literal["bfloat16"] | None = None
+    compute_dtype: Annotated[Literal["bfloat16"] | None, DTYPES] = None
     """Precision of weights, forward and backward; master weights are float32. Unset takes bfloat16."""
     tensor_parallel: PositiveInt | None = None
     """Ranks that split each layer's matrices; unset lets the planner choose."""
@@ -48,7 +48,16 @@ class MegatronConfig(Config):
     """Ranks that split the experts of a mixture-of-experts layer; unset lets the planner choose."""
     sequence_parallel: bool | None = None
     """Split norms and residuals along the sequence over the tensor-parallel ranks; unset lets the planner choose."""
-    recompute: Literal["none", "selective", "full"] | None = None
+    recompute: Annotated[
+        Literal["none", "selective", "full"] | None,
+        Choices(
+            {
+                "none": "keep every activation",
+                "selective": "compute attention's own anew",
+                "full": "keep only each layer's input and compute the layer anew: least memory, a third more work",
+            }
+        ),
+    ] = None
     """Activations computed anew in the backward pass: none, attention's own, or whole layers; unset lets the planner
     choose."""
     offload_params: bool | None = None

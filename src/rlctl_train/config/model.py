@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from rlctl_train.config.base import Config
+from rlctl_train.config.base import Choices, Config
 
 
 class LoraConfig(Config):
@@ -41,7 +41,16 @@ class RandomModel(Config):
     """Make a decoder with random weights and a character-level tokenizer in the run folder; nothing is downloaded."""
 
     type: Literal["random"] = "random"
-    architecture: Literal["qwen2", "qwen3", "llama"] = "qwen2"
+    architecture: Annotated[
+        Literal["qwen2", "qwen3", "llama"],
+        Choices(
+            {
+                "qwen2": "biases on query, key and value",
+                "qwen3": "norms on the heads of query and key, no biases",
+                "llama": "neither",
+            }
+        ),
+    ] = "qwen2"
     """Transformers architecture to instantiate."""
     hidden_size: PositiveInt = 128
     """Width of the residual stream, in features."""

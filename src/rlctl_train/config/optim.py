@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
-from rlctl_train.config.base import Config
+from rlctl_train.config.base import Choices, Config
 
 
 class OptimConfig(Config):
@@ -22,7 +22,16 @@ class OptimConfig(Config):
     """Decoupled weight decay."""
     max_grad_norm: PositiveFloat = 1.0
     """Global L2 norm above which gradients are scaled down."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Annotated[
+        Literal["constant", "cosine", "linear"],
+        Choices(
+            {
+                "constant": "stays at `lr`",
+                "cosine": "falls along half a cosine to `min_lr_ratio` of `lr`",
+                "linear": "falls along a line to `min_lr_ratio` of `lr`",
+            }
+        ),
+    ] = "constant"
     """Shape of the learning rate after warm-up."""
     warmup_steps: NonNegativeInt = 0
     """Optimizer steps over which the rate rises linearly from zero."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from rlctl_train.config.base import Config
+from rlctl_train.config.base import Choices, Config
 
 
 class ArithmeticReward(Config):
@@ -25,7 +25,10 @@ class Gsm8kReward(Config):
     type: Literal["gsm8k"] = "gsm8k"
     weight: float = 1.0
     """Factor on this reward's score."""
-    method: Literal["strict", "flexible"] = "strict"
+    method: Annotated[
+        Literal["strict", "flexible"],
+        Choices({"strict": "the number after the last `####`", "flexible": "the last number in the text"}),
+    ] = "strict"
     """Where the answer is looked for: after `####`, or the last number in the text."""
     format_score: float = 0.0
     """Score of an answer in the right form but with the wrong number."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from rlctl_train.config.base import Config
+from rlctl_train.config.base import DTYPES, Config
 
 
 class _Rollout(Config):
@@ -22,7 +22,7 @@ class _Rollout(Config):
     """Go on after the end-of-sequence token until `max_response_tokens` (for benchmarks)."""
     num_devices: PositiveInt | None = None
     """Devices that generate (CPU: worker processes); unset lets the planner choose."""
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, DTYPES] = None
     """Precision of generation; unset follows the trainer's compute precision."""
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from rlctl_train.config.algo import AlgoConfig, GrpoConfig, Role
-from rlctl_train.config.base import Config
+from rlctl_train.config.base import Choices, Config
 from rlctl_train.config.data import DataConfig
 from rlctl_train.config.engine import EngineConfig, Fsdp2Config
 from rlctl_train.config.model import ModelConfig
@@ -42,7 +42,15 @@ class RunConfig(Config):
     """The training engine."""
     rollout: RolloutConfig = HfRollout()
     """The rollout engine."""
-    placement: Literal["colocated", "split"] = "colocated"
+    placement: Annotated[
+        Literal["colocated", "split"],
+        Choices(
+            {
+                "colocated": "on the same devices, in turns: none waits, and each leaves its memory to the other",
+                "split": "on different devices, each with all of its memory; one side waits while the other works",
+            }
+        ),
+    ] = "colocated"
     """Trainer and rollout on the same devices in turns, or on different ones."""
     trainer: TrainerConfig = TrainerConfig()
     """Length and size of the loop."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from rlctl_train.config.base import Config
+from rlctl_train.config.base import Choices, Config
 from rlctl_train.config.optim import OptimConfig
 
 
@@ -73,14 +73,26 @@ class HealthConfig(Config):
     """Largest gap between sampled and recomputed log-probabilities at the first step, in nats.
 
     Unset takes 1e-4 in float32 and 0.2 in bfloat16."""
-    on_failure: Literal["stop", "warn"] = "stop"
+    on_failure: Annotated[
+        Literal["stop", "warn"], Choices({"stop": "end the run with exit code 3", "warn": "say so and go on"})
+    ] = "stop"
     """What happens when a check fails."""
 
 
 class TelemetryConfig(Config):
     """Where metrics go besides `metrics.jsonl`."""
 
-    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "swanlab"], ...] = ("tensorboard",)
+    trackers: Annotated[
+        tuple[Literal["tensorboard", "wandb", "mlflow", "swanlab"], ...],
+        Choices(
+            {
+                "tensorboard": "event files in the run folder",
+                "wandb": "Weights & Biases, with your account",
+                "mlflow": "MLflow, by its own environment variables",
+                "swanlab": "SwanLab, with your account",
+            }
+        ),
+    ] = ("tensorboard",)
     """Trackers that receive every metric."""
     project: str = "rlctl"
     """Project name under which trackers file the run."""
