@@ -45,12 +45,11 @@ def _stage_estimate(setup: Setup, stage: Stage) -> Estimate:
     moments = MOMENTS[setup.task](setup, stage)
     moment = max(moments, key=lambda moment: moment.num_bytes)
     own = states(setup, stage)
-    peak = _parts(moment.terms)
-    reserved = [*peak, *_parts((_unused_blocks(setup, stage, moments, own),))]
-    device = [*reserved, *_parts((overheads.communication(setup), overheads.context(setup)))]
+    held = (*moment.terms, *_unused_blocks(setup, stage, moments, own))
+    device = _parts((*held, overheads.communication(setup), overheads.context(setup)))
     return Estimate(
-        peak=_band(peak),
-        reserved=_band(reserved),
+        peak=_band(_parts(moment.terms)),
+        reserved=_band(_parts(held)),
         device=_band(device),
         steady=_band(_parts(_steady(setup, moment, own))),
         parts=tuple(part for part in device if part.gib > 0),
@@ -59,13 +58,15 @@ def _stage_estimate(setup: Setup, stage: Stage) -> Estimate:
     )
 
 
-def _unused_blocks(setup: Setup, stage: Stage, moments: tuple[Moment, ...], own: States) -> Term:
+def _unused_blocks(setup: Setup, stage: Stage, moments: tuple[Moment, ...], own: States) -> tuple[Term, ...]:
     """Return what the allocator holds beyond the peak: a share of what passes, and gradients of another stream."""
     passing = max(sum(_size(moment, name) for name in COMES_AND_GOES) for moment in moments)
     peak = max(moment.num_bytes for moment in moments)
     pooled = max(moment.num_bytes + _other_stream(setup, stage, moment, own) for moment in moments)
-    waste = overheads.FRAGMENTATION * passing + pooled - peak
-    return Term("fragmentation", waste, "blocks freed too late, too small or on another stream", "assumed")
+    return (
+        Term("gradients", pooled - peak, "those that come later, in blocks of a stream of their own"),
+        Term("fragmentation", overheads.FRAGMENTATION * passing, "blocks freed too late or too small", "assumed"),
+    )
 
 
 def _other_stream(setup: Setup, stage: Stage, moment: Moment, own: States) -> float:
