@@ -11,7 +11,7 @@ from math import ceil, floor
 
 from rlctl_hw.memory import phase_gib
 from rlctl_hw.needs import DTYPE_BYTES, GIB, Phase, total
-from rlctl_hw.rollout_memory import rollout_needs, sequence_cache_bytes, vllm_least_gib
+from rlctl_hw.rollout_memory import num_engines, rollout_needs, sequence_cache_bytes, vllm_least_gib
 from rlctl_hw.training_memory import bucket_bytes, trainer_needs
 from rlctl_hw.types import Choice, DoesNotFit, Layout, Workload
 
@@ -57,7 +57,7 @@ def micro_batch(workload: Workload, layout: Layout) -> Choice:
 def max_concurrent(workload: Workload, layout: Layout) -> Choice:
     """Choose how many sequences one rollout engine decodes at one time; `layout` holds the least, one."""
     key = "rollout.max_concurrent"
-    own = ceil(workload.step_sequences * layout.rollout_tensor_parallel / layout.rollout_devices)
+    own = ceil(workload.step_sequences / num_engines(layout))
     if workload.rollout == "vllm":
         count = min(own, VLLM_SEQUENCES)
         why = f"this engine's {own} sequences of a step" if own <= VLLM_SEQUENCES else "vLLM fills its cache up to that"
@@ -166,7 +166,7 @@ def _beside_vllm_gib(workload: Workload, layout: Layout) -> float:
         sum(need.bytes + need.off for need in trainer_needs(phase, workload, layout))
         for phase in ("generation", "weight_sync")
     )
-    received = 2 * bucket_bytes(workload, DTYPE_BYTES[layout.rollout_dtype])
+    received = total([need for need in rollout_needs("weight_sync", workload, layout) if need.part == "buffers"])
     if workload.placement == "split":
         return received / GIB
     return max(asleep, sending + received) / GIB

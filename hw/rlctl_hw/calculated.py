@@ -34,13 +34,15 @@ def pass_needs(
     setup = _setup(role, task, tokens, num_passes, workload, layout)
     if workload.engine == "fsdp2" and layout.savings.offload_optimizer:
         setup = replace(setup, optim_offload=True, optim_offload_share=1.0)
-    return _needs(_estimate(setup))
+    # One rank alone has nobody to talk to.
+    return [need for need in _needs(_estimate(setup)) if layout.trainer_devices > 1 or need.part != "communication"]
 
 
 def process_needs(workload: Workload, layout: Layout) -> list[Need]:
     """Return what one process of a role takes before it holds anything: context and collectives."""
     found = _estimate(_setup("actor", "logprob", LEAST_TOKENS * layout.mesh.cp, 1, workload, layout))
-    return [need for need in _needs(found) if need.part in ("context", "communication")]
+    needed = ("context", "communication") if layout.trainer_devices > 1 else ("context",)
+    return [need for need in _needs(found) if need.part in needed]
 
 
 def _setup(role: str, task: Task, tokens: int, num_passes: int, workload: Workload, layout: Layout) -> Setup:

@@ -11,6 +11,7 @@ from rlctl_hw.budgets import LIMIT_SHARE, TARGET_SHARE
 from rlctl_hw.host_memory import host_memory
 from rlctl_hw.layouts import Candidate
 from rlctl_hw.memory import bands, memory, peak_gib
+from rlctl_hw.needs import PHASES
 from rlctl_hw.types import (
     Choice,
     DoesNotFit,
@@ -138,8 +139,8 @@ def _check_device(ranges: tuple[PhaseBand, ...], workload: Workload, layout: Lay
     if not over and (doubtful is None or doubtful.high_gib <= layout.memory_gib):
         return
     band = worst if over or doubtful is None else doubtful
-    parts = (part for part in memory(workload, layout) if part.phase == band.phase)
-    largest = sorted(parts, key=lambda part: -part.gib)[:3]
+    phases = [phase for phase in PHASES if phase == band.phase]
+    largest = sorted(memory(workload, layout, phases), key=lambda part: -part.gib)[:3]
     where = "this host" if layout.device == "cpu" else "a device"
     limit = f"{LIMIT_SHARE:.0%} usable" if over else f"borderline: it may reach {band.high_gib:.1f} GiB"
     raise DoesNotFit(

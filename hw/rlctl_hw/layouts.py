@@ -12,6 +12,7 @@ from itertools import product
 from math import gcd
 
 from rlctl_hw.calculator import check
+from rlctl_hw.params import expert_params
 from rlctl_hw.setup import IllegalLayout, Setup, Task
 from rlctl_hw.types import (
     DoesNotFit,
@@ -29,6 +30,21 @@ POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LONG_TOKENS = 8192
 """Sequences up to here are not worth splitting: attention over them is a small share of the work."""
 MOST_STAGES = 16
+ROLLOUT_BYTES = 2
+"""The least that a parameter takes in a rollout engine."""
+
+
+@dataclass(frozen=True)
+class RolloutSplit:
+    """How one rollout engine splits the model: over the devices of an island, and over islands."""
+
+    tensor: int = 1
+    pipeline: int = 1
+
+    @property
+    def num_devices(self) -> int:
+        """Return the devices of one engine."""
+        return self.tensor * self.pipeline
 
 
 @dataclass(frozen=True)
@@ -39,7 +55,7 @@ class Candidate:
     rollout_devices: int
     mesh: Mesh
     savings: Savings
-    rollout_tensor_parallel: int
+    rollout: RolloutSplit
 
 
 def island_size(hardware: Hardware) -> int:
@@ -59,7 +75,23 @@ def problem(shape: ModelShape, engine: EngineName, task: Task, mesh: Mesh) -> st
     return None
 
 
-def rollout_degrees(workload: Workload, hardware: Hardware, rollout_devices: int) -> list[int]:
+def rollout_splits(workload: Workload, hardware: Hardware, rollout_devices: int) -> list[RolloutSplit]:
+    """Return how one rollout engine may split the model, the least split first.
+
+    An engine of several islands is planned for beside Megatron only, for models that no island holds.
+    """
+    splits = [RolloutSplit(degree) for degree in _rollout_degrees(workload, hardware, rollout_devices)]
+    if workload.engine == "megatron" and workload.rollout == "vllm":
+        whole = splits[-1].tensor
+        stages = [p for p in POWERS[1:] if p <= MOST_STAGES and rollout_devices % (whole * p) == 0]
+        splits += [RolloutSplit(whole, p) for p in stages if p <= workload.shape.num_layers]
+    # Where no split could hold the weights, the last one says by how much.
+    memory = min(device.memory_gib for device in hardware.devices) * 2**30
+    holding = [s for s in splits if ROLLOUT_BYTES * workload.shape.num_params / s.num_devices < memory]
+    return (splits if hardware.kind == "cpu" else holding) or splits[-1:]
+
+
+def _rollout_degrees(workload: Workload, hardware: Hardware, rollout_devices: int) -> list[int]:
     """Return the tensor-parallel degrees of one rollout engine; a pin is the only one, or is refused."""
     pin, key = workload.pins.rollout_tensor_parallel, "rollout.tensor_parallel"
     if workload.rollout != "vllm":
@@ -82,10 +114,15 @@ def rollout_degrees(workload: Workload, hardware: Hardware, rollout_devices: int
 
 
 def train_meshes(workload: Workload, hardware: Hardware, trainer_devices: int) -> list[Mesh]:
-    """Return the legal meshes of so many trainer ranks, the least split ones first."""
+    """Return the legal meshes of so many trainer ranks whose states may fit, the least split ones first."""
     if workload.engine == "fsdp2":
         return [Mesh(dp_shard=trainer_devices)]
-    meshes = [mesh for mesh in _megatron_meshes(workload, hardware, trainer_devices) if _feeds(workload, mesh)]
+    legal = [mesh for mesh in _megatron_meshes(workload, hardware, trainer_devices) if _feeds(workload, mesh)]
+    memory = min(device.memory_gib for device in hardware.devices) * 2**30
+    # Where no states fit, the most split mesh says by how much.
+    meshes = [mesh for mesh in legal if least_bytes(workload, mesh) < memory] or sorted(
+        legal, key=lambda mesh: least_bytes(workload, mesh)
+    )[:1]
     if not meshes:
         raise DoesNotFit(
             f"no split of {trainer_devices} ranks is legal for this model within {_pinned_words(workload.pins)}",
@@ -143,6 +180,14 @@ def _megatron_meshes(workload: Workload, hardware: Hardware, world: int) -> Iter
 def _feeds(workload: Workload, mesh: Mesh) -> bool:
     """Say whether every data-parallel rank gets at least one sequence of a mini-batch."""
     return mesh.dp_shard <= workload.mini_batch_sequences
+
+
+def least_bytes(workload: Workload, mesh: Mesh) -> float:
+    """Return a lower bound of a rank's states under Megatron: bfloat16 weights, fp32 gradients, sharded masters."""
+    shape = workload.shape
+    sparse = shape.experts.num_layers * expert_params(shape) if shape.experts else 0
+    held = (shape.num_params - sparse) / (mesh.tp * mesh.pp) + sparse / (mesh.ep * mesh.pp)
+    return held * 6 + shape.num_params * 4 / mesh.world_size
 
 
 def _degrees(pin: int | None, choices: list[int]) -> list[int]:

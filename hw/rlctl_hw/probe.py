@@ -28,7 +28,7 @@ VENDORS = {
 SPEC = re.compile(r"(?P<name>[^:\s]+)(?::(?P<count>[1-9]\d{0,4})(?:x(?P<nodes>[1-9]\d{0,4}))?)?")
 CORES_PER_DEVICE = 8
 CPU_GIB_PER_CORE, CPU_GIB_MIN = 4.0, 8.0
-HOST_GIB_PER_DEVICE_GIB = 1.5
+HOST_GIB_PER_DEVICE_GIB, HOST_GIB_LEAST = 1.5, 64.0
 
 
 def survey(host: Host | None = None, *, deep: bool = False) -> Hardware:
@@ -154,13 +154,15 @@ def _catalogue_machine(name: str, count: int, num_nodes: int) -> Hardware:
         catalogue=entry.key,
         architecture=None if entry.kind == "cuda" else entry.architecture,
     )
-    memory_gib = HOST_GIB_PER_DEVICE_GIB * entry.memory_gib * count
+    memory_gib = max(HOST_GIB_LEAST, HOST_GIB_PER_DEVICE_GIB * entry.memory_gib * count)
     cores = CORES_PER_DEVICE * count
     facts = {
         f"{entry.kind}.physical": Fact(entry.key, f"devices.toml, confidence {entry.confidence}"),
         f"{entry.kind}.islands": Fact(entry.link, "devices.toml"),
         "host.cores": Fact(cores, f"assumed: {CORES_PER_DEVICE} a device"),
-        "host.memory_gib": Fact(memory_gib, f"assumed: {HOST_GIB_PER_DEVICE_GIB:g} times the devices' memory"),
+        "host.memory_gib": Fact(
+            memory_gib, f"assumed: {HOST_GIB_PER_DEVICE_GIB:g} times the devices' memory, at least 64 GiB"
+        ),
         "host.shm_gib": Fact(memory_gib / 2, "assumed: half of the memory"),
     }
     return Hardware(

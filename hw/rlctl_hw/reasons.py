@@ -47,7 +47,7 @@ def layout(workload: Workload, chosen: Tried, found: list[Tried]) -> Iterator[Ch
     """Yield a choice for every key of layout and savings that nobody pinned."""
     keys = FSDP2_KEYS if workload.engine == "fsdp2" else MEGATRON_KEYS
     if workload.rollout == "vllm":
-        keys = keys | {ROLLOUT_KEY: ("rollout_tensor_parallel", lambda c: c.rollout_tensor_parallel)}
+        keys = keys | {ROLLOUT_KEY: ("rollout_tensor_parallel", lambda c: c.rollout.tensor)}
     for key, (pin, read) in keys.items():
         if getattr(workload.pins, pin) is None:
             yield Choice(key, read(chosen.candidate), _why(read, chosen, found), "formula")

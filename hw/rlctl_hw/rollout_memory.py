@@ -16,7 +16,7 @@ from rlctl_hw.needs import (
     Phase,
 )
 from rlctl_hw.params import kv_bytes
-from rlctl_hw.training_memory import bucket_bytes, forward_bytes_per_token
+from rlctl_hw.training_memory import bucket_bytes, forward_bytes_per_token, largest_tensor
 from rlctl_hw.types import Layout, Workload
 
 PREFILL_TOKENS = 8192
@@ -36,9 +36,15 @@ def vllm_least_gib(workload: Workload, layout: Layout) -> float:
     return (rollout_weight_bytes(workload, layout) + kv) / GIB + VLLM_WORKING_GIB
 
 
+def num_engines(layout: Layout) -> int:
+    """Return the rollout engines that run side by side."""
+    return max(1, layout.rollout_devices // (layout.rollout_tensor_parallel * layout.rollout_pipeline_parallel))
+
+
 def rollout_weight_bytes(workload: Workload, layout: Layout) -> float:
     """Return the bytes of one engine's weights on one of its devices."""
-    return workload.shape.num_params * DTYPE_BYTES[layout.rollout_dtype] / layout.rollout_tensor_parallel
+    devices = layout.rollout_tensor_parallel * layout.rollout_pipeline_parallel
+    return workload.shape.num_params * DTYPE_BYTES[layout.rollout_dtype] / devices
 
 
 def sequence_cache_bytes(num_tokens: float, workload: Workload, layout: Layout) -> float:
@@ -48,6 +54,7 @@ def sequence_cache_bytes(num_tokens: float, workload: Workload, layout: Layout) 
     """
     shape = workload.shape
     split = 1 if shape.latent is not None else min(layout.rollout_tensor_parallel, shape.num_kv_heads)
+    split *= layout.rollout_pipeline_parallel
     return kv_bytes(shape, num_tokens, DTYPE_BYTES[layout.rollout_dtype]) / split
 
 
@@ -86,7 +93,9 @@ def _process(on_cpu: bool) -> Need:
 def _vllm_needs(phase: Phase, workload: Workload, layout: Layout) -> list[Need]:
     weights = Need("weights", rollout_weight_bytes(workload, layout))
     sync = phase == "weight_sync"
-    bucket = Need("buffers", 2 * bucket_bytes(workload, DTYPE_BYTES[layout.rollout_dtype]) if sync else 0.0)
+    # Buckets wait in host memory; a tensor is made anew on the device, or copied there for its checksum.
+    received = largest_tensor(workload.shape) * DTYPE_BYTES[layout.rollout_dtype]
+    bucket = Need("buffers", received if sync else 0.0)
     if layout.device == "cpu":
         # Sleep does nothing on CPU.
         cache = Need("kv_cache", workload.kv_cache_gib * GIB)

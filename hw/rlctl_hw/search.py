@@ -17,6 +17,9 @@ from rlctl_hw.types import DoesNotFit, Hardware, Mesh, Plan, Savings, Workload
 MOST_MESHES = 48
 """Meshes of one search; the least split ones, which communicate least, come first."""
 
+MOST_SAVING = 4
+"""Meshes with the smallest states, one of which fits where any does."""
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -51,12 +54,13 @@ def tried(workload: Workload, hardware: Hardware) -> list[Tried]:
 
 
 def fits(workload: Workload, hardware: Hardware) -> bool:
-    """Say whether any candidate fits: the most saving ones are tried first."""
+    """Say whether a candidate fits: the meshes with the smallest states are tried, with all savings."""
     try:
         ladders = _Ladders(workload, hardware)
     except DoesNotFit:
         return False
-    places = ((mesh, split) for split in reversed(ladders.splits) for mesh in reversed(ladders.meshes))
+    meshes = sorted(ladders.meshes, key=lambda mesh: layouts.least_bytes(workload, mesh))[:MOST_SAVING]
+    places = ((mesh, split) for split in reversed(ladders.splits) for mesh in meshes)
     return any(ladders.top(mesh, split).plan is not None for mesh, split in places)
 
 

@@ -29,8 +29,9 @@ class Setup:
     """Micro-batches of one optimizer step and data-parallel rank (a pipeline holds several at one time)."""
     recompute: Recompute = "none"
     loss: LossPath = "plain"
-    fp32_logits: Literal["dropped", "held"] | None = None
-    """Of a plain loss: whether the caller holds the fp32 copy of the logits through the backward pass. None: not known."""
+    fp32_logits: Literal["none", "dropped", "held"] | None = None
+    """Of a plain loss: there is no fp32 copy of the logits, it is dropped after the loss, or the caller holds it through the
+    backward pass; None where that is not known."""
     compiled_loss: bool = False
     """A plain loss under torch.compile."""
     logits_chunk_tokens: int = 1024

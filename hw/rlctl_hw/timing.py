@@ -139,8 +139,9 @@ def _sync(workload: Workload, hardware: Hardware, layout: Layout, speeds: Speeds
 
 
 def _checkpoint_s(workload: Workload, hardware: Hardware, layout: Layout) -> float:
+    masters = MASTER_BYTES if workload.engine == "megatron" else 0
     states = sum(
-        weight_bytes(role, workload, layout) + trained_params(workload, role) * MOMENT_BYTES
+        weight_bytes(role, workload, layout) + trained_params(workload, role) * (MOMENT_BYTES + masters)
         for role in workload.roles
         if role != "reference"
     )

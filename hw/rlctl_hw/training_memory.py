@@ -81,6 +81,17 @@ def largest_tensor(shape: ModelShape) -> int:
     return shape.hidden_size * max(shape.vocab_size, shape.intermediate_size, shape.num_heads * shape.head_dim)
 
 
+def largest_tensor_bytes(workload: Workload, compute_dtype: Dtype) -> float:
+    """Return the bytes of the largest weight as the trainer holds it.
+
+    Under LoRA the tables are frozen, and a linear layer is merged with its adapter in float32.
+    """
+    shape = workload.shape
+    table, linear = shape.vocab_size, max(shape.intermediate_size, shape.num_heads * shape.head_dim)
+    width = DTYPE_BYTES[compute_dtype] if workload.lora_rank else MASTER_BYTES
+    return shape.hidden_size * max(table * width, linear * MASTER_BYTES)
+
+
 def own_tokens(backward: bool, workload: Workload, layout: Layout) -> int:
     """Return the tokens of one pass: the budget, or all that a rank has to do where that is less."""
     return min(layout.max_tokens_per_micro_batch, rank_tokens(backward, workload, layout))
@@ -113,7 +124,8 @@ def _kept(role: str, phase: Phase, busy: bool, workload: Workload, layout: Layou
     """Return weights, gradients and moments that are on the device in a phase."""
     rest, savings = rest_needs(role, workload, layout), layout.savings
     megatron = workload.engine == "megatron"
-    if savings.offload_params and not busy:
+    # Weights are sent from where they lie, one at a time.
+    if savings.offload_params and (not busy or phase == "weight_sync"):
         rest.pop("weights", None)
         rest.pop("gradients", None)
     if not megatron and not (busy and phase in UPDATES):
@@ -126,10 +138,14 @@ def _kept(role: str, phase: Phase, busy: bool, workload: Workload, layout: Layou
 
 def _exchange(role: str, phase: Phase, workload: Workload, layout: Layout) -> Need:
     """Return the buffers of a phase in which weights move or are stepped."""
-    if phase in ("weight_sync", "checkpoint"):
-        # One gathered tensor on top of the bucket that waits for it and its copy as sent.
-        buckets = 2 * bucket_bytes(workload, MASTER_BYTES) if phase == "weight_sync" else 0.0
-        return Need("buffers", largest_tensor(workload.shape) * MASTER_BYTES + buckets)
+    if phase == "checkpoint":
+        return Need("buffers", largest_tensor_bytes(workload, layout.compute_dtype))
+    if phase == "weight_sync":
+        # One gathered tensor on top of the bucket that waits for it, and the bucket's copy in another precision.
+        largest = largest_tensor_bytes(workload, layout.compute_dtype)
+        bucket = max(min(workload.bucket_mib * MIB, workload.shape.num_params * MASTER_BYTES), largest)
+        cast = 0.5 if layout.rollout_dtype == "bfloat16" and not workload.lora_rank else 0.0
+        return Need("buffers", largest + bucket * (1 + cast))
     # AdamW over lists of tensors makes a temporary copy of the parameters' size where it has no fused kernel.
     unfused = trained_params(workload, role) / layout.trainer_devices if layout.device == "ascend" else 0.0
     return Need("buffers", unfused * MASTER_BYTES)
@@ -159,8 +175,10 @@ def _states(role: str, phase: Phase, busy: bool, workload: Workload, layout: Lay
 
 
 def weight_bytes(role: str, workload: Workload, layout: Layout) -> float:
-    """Return the bytes of a role's weights over all ranks."""
+    """Return the bytes of one copy of a role's weights; Megatron's masters count as optimizer state."""
     whole = role_params(workload.shape, role)
+    if workload.engine == "megatron":
+        return whole * DTYPE_BYTES[layout.compute_dtype]
     if not workload.lora_rank:
         return whole * MASTER_BYTES
     return whole * DTYPE_BYTES[layout.compute_dtype] + trained_params(workload, role) * MASTER_BYTES

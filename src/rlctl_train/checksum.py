@@ -55,12 +55,11 @@ def tensor_digest(tensor: Tensor, dtype: torch.dtype) -> str:
     Integer arithmetic modulo 2^64, so the result depends neither on the device nor on the order of the
     sum. Zeros of either sign hash alike: a kernel's layout may lose the sign of a zero.
     """
-    # Adding zero turns -0.0 into 0.0 and leaves every other value as it is.
-    values = tensor.detach().to(dtype).add(0.0).reshape(-1)
-    words = _as_words(values)
+    values = tensor.detach().reshape(-1)
     total = 0
-    for start in range(0, len(words), _CHUNK_WORDS):
-        chunk = words[start : start + _CHUNK_WORDS]
+    for part in values.split(_CHUNK_WORDS * (8 // dtype.itemsize)):
+        # Adding zero turns -0.0 into 0.0 and leaves every other value as it is.
+        chunk = _as_words(part.to(dtype).add(0.0))
         mixed = chunk * _multipliers(chunk.device)[: len(chunk)]
         # A product moves low bits up only; the fold brings high ones (signs, exponents) down.
         mixed ^= mixed >> 32

@@ -140,16 +140,20 @@ class EngineWorker:
         return float(-(logp * mask).sum()), float(mask.sum())
 
     def stream_weights(self) -> Iterator[list[tuple[str, Any]] | str]:
-        """Yield the weights bucket by bucket (rank 0; other ranks yield nothing), then the checksum."""
+        """Yield the weights bucket by bucket (rank 0; other ranks yield nothing), then the checksum.
+
+        Weights that lie on the host stay there: each comes to the device by itself.
+        """
         from rlctl_train.sync.buckets import Checksum, buckets, pack
 
         dtype = getattr(torch, self._spec.plan.rollout_dtype)
         checksum = Checksum(dtype)
-        with self._at_work("weight_sync"):
+        with self._memory.phase("weight_sync"):
             for bucket in buckets(self._engine.weights(), int(self._spec.config.sync.bucket_mib * 2**20)):
                 if self._rank == 0:
                     checksum.add(bucket)
                     yield pack(bucket, dtype)
+            self._engine.offload()
         if self._rank == 0:
             yield checksum.hexdigest()
 

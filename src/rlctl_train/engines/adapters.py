@@ -23,7 +23,7 @@ def merged(name: str, whole: Tensor, adapters: Mapping[str, nn.Parameter], confi
     layer = name.removesuffix(".weight")
     if layer + DOWN not in adapters:
         return whole
-    down, up = full(adapters[layer + DOWN].detach()), full(adapters[layer + UP].detach())
+    down, up = (full(adapters[layer + part].detach().to(whole.device)) for part in (DOWN, UP))
     return torch.addmm(whole.to(up.dtype), up, down, alpha=scale(config))
 
 

@@ -134,9 +134,12 @@ class Fsdp2Engine:
             self._optimizer.move_state(HOST)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield each weight whole, under its Hugging Face name, tied ones once, one at a time."""
+        """Yield each weight whole, under its Hugging Face name, tied ones once, one at a time.
+
+        What `offload` moved to the host comes back one weight at a time.
+        """
         for name, weight in self._weights.items():
-            whole = full(weight.detach())
+            whole = full(weight.detach().to(self._device))
             yield name, whole if self._lora is None else merged(name, whole, self._parameters, self._lora)
 
     def offload(self) -> None:
