@@ -61,7 +61,8 @@ def memory(
     loss: Annotated[LossPath, typer.Option(help="Logits whole, in chunks, or never (fused with the head).")] = "plain",
     loss_chunk_tokens: Annotated[int, typer.Option(min=1, help="Tokens per chunk of a chunked loss.")] = 1024,
     fp32_logits: Annotated[
-        Literal["dropped", "held"] | None, typer.Option(help="What the caller of a plain loss does with them.")
+        Literal["none", "dropped", "held"] | None,
+        typer.Option(help="What a plain loss's caller does with the fp32 copy."),
     ] = None,
     compiled_loss: Annotated[bool, typer.Option("--compiled-loss", help="A plain loss under torch.compile.")] = False,
     param_dtype: DtypeOption = None,

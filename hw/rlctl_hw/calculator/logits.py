@@ -26,9 +26,9 @@ def logits(setup: Setup, stage: Stage, *, backward: bool = True) -> Term:
 
 
 def rows_at_once(setup: Setup) -> int:
-    """Return the tokens whose logits exist together."""
+    """Return the tokens whose logits exist together; Megatron's fused cross entropy takes whole logits."""
     rows = tokens(setup)
-    if setup.loss == "fused":
+    if setup.loss == "fused" and setup.engine == "fsdp2":
         return min(rows, FUSED_TOKENS)
     return min(rows, setup.logits_chunk_tokens) if setup.loss == "chunked" else rows
 
@@ -40,6 +40,7 @@ def bytes_per_logit(setup: Setup, *, backward: bool) -> tuple[float, str]:
         return width + 8, "as computed, in fp32, log-softmax"
     if setup.engine == "megatron":
         # The softmax is written over its fp32 input, and the gradient over the softmax.
+        # Fused, Transformer Engine needs less and Megatron's own compiled functions more: 4 and 10 B.
         return width + 4, "as computed, and the softmax in fp32 that becomes the gradient"
     if setup.loss == "plain":
         return _plain(setup, width)
@@ -50,6 +51,8 @@ def _plain(setup: Setup, width: float) -> tuple[float, str]:
     """torch.nn.functional.cross_entropy on logits cast to fp32."""
     if setup.compiled_loss:
         return width + 4, "as computed, and an fp32 gradient: one compiled kernel"
+    if setup.fp32_logits == "none":
+        return 4 * width, "as computed, log-softmax, the gradients of loss and log-softmax, all in one type"
     if setup.mesh.tp > 1:
         words = "DTensor's loss in fp32: log-softmax, and three tensors of its backward pass"
         return width + LOSS_TENSORS + FP32_COPY, words

@@ -18,11 +18,7 @@ def _words(setup: Setup) -> Iterator[str]:
         yield "paged KV cache as in vLLM, CUDA graphs on"
         return
     yield f"{setup.engine}, {setup.attention} attention, compute in {setup.compute_dtype}"
-    yield {
-        "plain": "all logits at one time, cross entropy as PyTorch or Megatron computes it",
-        "chunked": f"logits in chunks of {setup.logits_chunk_tokens} tokens",
-        "fused": "loss fused with the head, logits never whole",
-    }[setup.loss]
+    yield _loss(setup)
     if setup.task == "logprob":
         return
     yield f"recompute {setup.recompute}"
@@ -32,3 +28,18 @@ def _words(setup: Setup) -> Iterator[str]:
         yield "optimizer with fp32 master weights"
     if setup.mesh.uneven_stages and setup.shape.num_layers % setup.mesh.pp:
         yield "last pipeline stage with fewer layers"
+
+
+def _loss(setup: Setup) -> str:
+    if setup.critic:
+        return "values in place of logits"
+    if setup.loss == "chunked":
+        return f"logits in chunks of {setup.logits_chunk_tokens} tokens, computed again in backward"
+    if setup.engine == "megatron":
+        return "whole logits, vocabulary-parallel cross entropy"
+    if setup.loss == "fused":
+        return "loss fused with the head, logits never whole"
+    if setup.compiled_loss:
+        return "whole logits, compiled cross entropy"
+    copy = "not known to be held or dropped" if setup.fp32_logits is None else setup.fp32_logits
+    return f"whole logits, cross entropy in PyTorch, fp32 copy {copy}"
