@@ -30,8 +30,8 @@ class Setup:
     recompute: Recompute = "none"
     loss: LossPath = "plain"
     fp32_logits: Literal["none", "dropped", "held"] | None = None
-    """Of a plain loss: there is no fp32 copy of the logits, the loss drops it, or the caller holds it through the backward
-    pass; None where that is not known."""
+    """Of a plain loss: there is no fp32 copy of the logits, the loss drops it, or the caller holds it through the
+    backward pass; None where that is not known."""
     compiled_loss: bool = False
     """A plain loss under torch.compile."""
     logits_chunk_tokens: int = 1024
