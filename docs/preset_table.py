@@ -43,7 +43,7 @@ name, such as `h100-80gb`) and a `reason`; they apply where all accelerators are
 """
 FITS_HEAD = """## Where each one fits
 
-Predicted GiB of the fullest phase on the fullest device, and seconds of a step. A dash is a refusal: the next section
+Predicted GiB of the fullest phase on the fullest device, and time of a step. A dash is a refusal: the next section
 has the change that makes the preset fit, tried on the planner.
 """
 REFUSED_HEAD = """## What would make the others fit
@@ -74,7 +74,7 @@ def page() -> str:
 
 
 def cell(name: str, machine: str) -> Cell:
-    """Plan a preset for a machine; where it does not fit, apply the first change that the planner names."""
+    """Plan a preset for a machine; where it does not fit, apply the smallest change that the planner names."""
     hardware = planning.hardware_named(MACHINES[machine])
     config = resolve.build(name, device=planning.device_key(hardware)).config
     workload = workload_from_config(config, shape_of(config))
@@ -127,7 +127,13 @@ def _refusals(cells: dict[str, dict[str, Cell]]) -> str:
 def _numbers(made: Plan) -> str:
     peak = max(band.gib for band in made.bands)
     seconds = step_seconds(made)
-    return f"{peak:.1f} GiB" + ("" if seconds is None else f", {seconds[0]:.0f} s")
+    return f"{peak:.0f} GiB" + ("" if seconds is None else f", {_duration(seconds[0])}")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
 def _machine(hardware: Hardware) -> str:
