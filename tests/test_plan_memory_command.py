@@ -61,6 +61,19 @@ def test_a_device_inside_the_band_is_borderline_and_refused(capsys: pytest.Captu
     assert found["device_low_gib"] <= found["gpu_memory_gib"] < found["device_high_gib"]
 
 
+def test_tensor_parallel_fsdp2_is_sequence_parallel_until_told_otherwise(capsys: pytest.CaptureFixture[str]):
+    def peak(*words: str) -> float:
+        return ask(capsys, "--model", "llama-3.1-8b", "--tp", "4", *words)[1]["peak_gib"]
+
+    assert peak() == peak("--sp") < peak("--no-sp")
+    assert peak("--engine", "megatron") == peak("--engine", "megatron", "--no-sp")
+
+
+def test_expert_parallelism_brings_its_ranks(capsys: pytest.CaptureFixture[str]):
+    code, found, _ = ask(capsys, "--model", "qwen3-30b-a3b", "--engine", "megatron", "--ep", "8", "--tp", "2")
+    assert (code, found["mesh"]["dp_shard"]) == (0, 4)
+
+
 def test_types_follow_the_engine_until_they_are_given(capsys: pytest.CaptureFixture[str]):
     def states(*words: str) -> float:
         _, found, _ = ask(capsys, "--model", "llama-3.1-8b", "--task", "sft", "--recompute", "full", *words)

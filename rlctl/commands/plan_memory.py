@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -56,7 +57,10 @@ def memory(
     ep: Degree = 1,
     etp: Annotated[int | None, typer.Option(min=1, help="Tensor parallelism in an expert. [default: 1]")] = None,
     virtual_stages: Annotated[int, typer.Option(min=1, help="Model chunks per pipeline stage.")] = 1,
-    sp: Annotated[bool, typer.Option("--sp", help="Sequence parallelism over the tensor-parallel ranks.")] = False,
+    sp: Annotated[
+        bool | None,
+        typer.Option("--sp/--no-sp", help="Sequence parallelism. [default: with --tp, on for fsdp2 and for experts]"),
+    ] = None,
     recompute: Annotated[Recompute, typer.Option(help="Activations computed again in backward.")] = "none",
     loss: Annotated[LossPath, typer.Option(help="Logits whole, in chunks, or never (fused with the head).")] = "plain",
     loss_chunk_tokens: Annotated[int, typer.Option(min=1, help="Tokens per chunk of a chunked loss.")] = 1024,
@@ -88,10 +92,13 @@ def memory(
 ) -> None:
     """Say what one device holds at its peak, between steps and in nvidia-smi. Exit code 3: it does not fit."""
     device = _device(gpu)
-    replicas, shards = _data_parallel(gpus, tp * pp * cp, dp_shard)
+        shape = _shape(model)
+    # Experts need at least as many ranks as they are split over.
+    least = 1 if gpus or dp_shard else ep * (etp or 1) // math.gcd(ep * (etp or 1), tp * cp)
+    replicas, shards = _data_parallel(gpus, tp * pp * cp, dp_shard or (None if gpus else least))
     dtypes = _dtypes(engine, param_dtype, grad_dtype, optim_dtype)
     setup = Setup(
-        shape=_shape(model),
+        shape=shape,
         engine=engine,
         task=task,
         mesh=Mesh(
@@ -102,7 +109,7 @@ def memory(
             cp=cp,
             ep=ep,
             etp=etp or 1,
-            sequence_parallel=sp,
+            sequence_parallel=(engine == "fsdp2" or shape.experts is not None) if sp is None else sp,
             virtual_stages=virtual_stages,
             uneven_stages=True,
         ),
