@@ -92,7 +92,7 @@ def memory(
 ) -> None:
     """Say what one device holds at its peak, between steps and in nvidia-smi. Exit code 3: it does not fit."""
     device = _device(gpu)
-        shape = _shape(model)
+    shape = _shape(model)
     # Experts need at least as many ranks as they are split over.
     least = 1 if gpus or dp_shard else ep * (etp or 1) // math.gcd(ep * (etp or 1), tp * cp)
     replicas, shards = _data_parallel(gpus, tp * pp * cp, dp_shard or (None if gpus else least))
