@@ -31,8 +31,6 @@ DTYPES: dict[str, WeightDtype] = {
     "nf4": "nf4",
 }
 BAR_WIDTH = 30
-Degree = Annotated[int, typer.Option(min=1)]
-DtypeOption = Annotated[str | None, typer.Option(metavar="DTYPE", show_default=False)]
 
 
 def memory(
@@ -51,10 +49,10 @@ def memory(
     dp_shard: Annotated[
         int | None, typer.Option(min=1, help="Ranks that share states. [default: what --gpus leaves]")
     ] = None,
-    tp: Degree = 1,
-    pp: Degree = 1,
-    cp: Degree = 1,
-    ep: Degree = 1,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor parallelism.")] = 1,
+    pp: Annotated[int, typer.Option(min=1, help="Pipeline stages.")] = 1,
+    cp: Annotated[int, typer.Option(min=1, help="Context parallelism.")] = 1,
+    ep: Annotated[int, typer.Option(min=1, help="Expert parallelism.")] = 1,
     etp: Annotated[int | None, typer.Option(min=1, help="Tensor parallelism in an expert. [default: 1]")] = None,
     virtual_stages: Annotated[int, typer.Option(min=1, help="Model chunks per pipeline stage.")] = 1,
     sp: Annotated[
@@ -69,9 +67,19 @@ def memory(
         typer.Option(help="What a plain loss's caller does with the fp32 copy."),
     ] = None,
     compiled_loss: Annotated[bool, typer.Option("--compiled-loss", help="A plain loss under torch.compile.")] = False,
-    param_dtype: DtypeOption = None,
-    grad_dtype: DtypeOption = None,
-    optim_dtype: DtypeOption = None,
+    param_dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE", help="Of the parameters that are trained. [default: float32; megatron: bfloat16]"
+        ),
+    ] = None,
+    grad_dtype: Annotated[
+        str | None, typer.Option(metavar="DTYPE", help="Of gradients. [default: as the parameters; megatron: float32]")
+    ] = None,
+    optim_dtype: Annotated[
+        str | None,
+        typer.Option(metavar="DTYPE", help="Of the moments. [default: as the parameters; megatron: float32]"),
+    ] = None,
     base_dtype: Annotated[str | None, typer.Option(metavar="DTYPE", help="Of frozen weights under LoRA.")] = None,
     optimizer: Annotated[Optimizer, typer.Option(help="sgd is without momentum.")] = "adamw",
     param_offload: Annotated[bool, typer.Option("--param-offload", help="FSDP2: shards live in host memory.")] = False,
