@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
 from rlctl_hw.plan import plan
 from rlctl_hw.probe import parse_hardware
 from rlctl_hw.search import fits
@@ -19,13 +23,41 @@ LEAST_BYTES_PER_PARAM = 2
 
 def plan_here(config: RunConfig, hardware: Hardware | None = None) -> Plan:
     """Return the plan of a run on this machine, or on the hardware given."""
-    workload, machine = workload_from_config(config, shape_of(config)), hardware or here()
+    return plan_for(workload_of(config), hardware or here())
+
+
+def workload_of(config: RunConfig, *, mean_response_tokens: int | None = None) -> Workload:
+    """Return what a run asks of the hardware, with the expected length of a response where it is known."""
+    return replace(workload_from_config(config, shape_of(config)), mean_response_tokens=mean_response_tokens)
+
+
+def plan_for(workload: Workload, machine: Hardware) -> Plan:
+    """Return the plan of a workload on a machine."""
     try:
         return plan(workload, machine)
     except DoesNotFit as error:
         ways = [*error.remedies, *(_elsewhere(workload) if machine.kind == "cpu" else ())]
-        remedy = "; or ".join(ways) or "use a smaller model or larger hardware"
-        raise UserError(error.what, remedy, exit_code=DOES_NOT_FIT) from error
+        raise _refused(error, ways) from error
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn what does not fit into an error a person can mend."""
+    try:
+        yield
+    except DoesNotFit as error:
+        raise _refused(error, error.remedies) from error
+
+
+def _refused(error: DoesNotFit, ways: Sequence[str]) -> UserError:
+    remedy = "; or ".join(ways) or "use a smaller model or larger hardware"
+    return UserError(error.what, remedy, exit_code=DOES_NOT_FIT)
+
+
+def with_memory(hardware: Hardware, factor: float) -> Hardware:
+    """Return the machine with so many times the memory."""
+    devices = tuple(replace(device, memory_gib=factor * device.memory_gib) for device in hardware.devices)
+    return replace(hardware, devices=devices, host_memory_gib=factor * hardware.host_memory_gib)
 
 
 def check_can_train(config: RunConfig) -> None:

@@ -139,8 +139,8 @@ def _check_device(ranges: tuple[PhaseBand, ...], workload: Workload, layout: Lay
     if not over and (doubtful is None or doubtful.high_gib <= layout.memory_gib):
         return
     band = worst if over or doubtful is None else doubtful
-    phases = [phase for phase in PHASES if phase == band.phase]
-    largest = sorted(memory(workload, layout, phases), key=lambda part: -part.gib)[:3]
+    phase = PHASES[PHASES.index(band.phase)]
+    largest = sorted(memory(workload, layout, (phase,)), key=lambda part: -part.gib)[:3]
     where = "this host" if layout.device == "cpu" else "a device"
     limit = f"{LIMIT_SHARE:.0%} usable" if over else f"borderline: it may reach {band.high_gib:.1f} GiB"
     raise DoesNotFit(
@@ -148,6 +148,8 @@ def _check_device(ranges: tuple[PhaseBand, ...], workload: Workload, layout: Lay
         + ", ".join(f"{part.part} {part.gib:.1f} GiB" for part in largest),
         (),
         short_gib=max(band.high_gib, worst.gib / LIMIT_SHARE) - layout.memory_gib,
+        phase=band.phase,
+        need_gib=band.gib,
     )
 
 

@@ -9,12 +9,16 @@ from rlctl_hw.needs import PARTS, PHASES
 from rlctl_hw.types import Choice, Plan
 
 PHASE_WORDS = {
+    "load": "load",
     "generation": "generation",
     "logprobs": "log-probabilities",
+    "reference_logprobs": "reference log-probabilities",
+    "values": "values",
     "actor_update": "actor update",
     "critic_update": "critic update",
     "optimizer_step": "optimizer step",
     "weight_sync": "weight sync",
+    "checkpoint": "checkpoint",
 }
 
 

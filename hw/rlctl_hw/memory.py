@@ -93,4 +93,4 @@ def _together(phase: Phase, workload: Workload, layout: Layout) -> list[Need]:
 
 
 def _weakest(needs: Iterable[Need]) -> Origin:
-    return min((need.origin for need in needs), key=WEAKEST_FIRST.index)
+    return min((need.origin for need in needs), key=lambda origin: WEAKEST_FIRST.index(origin))

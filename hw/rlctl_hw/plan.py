@@ -10,14 +10,18 @@ from rlctl_hw.search import Tried
 from rlctl_hw.types import DoesNotFit, Hardware, Plan, Workload
 
 
-def plan(workload: Workload, hardware: Hardware) -> Plan:
-    """Return what follows from the workload on this hardware, or raise DoesNotFit with numbers and ways out."""
+def plan(workload: Workload, hardware: Hardware, *, with_remedies: bool = True) -> Plan:
+    """Return what follows from the workload on this hardware, or raise DoesNotFit with numbers and ways out.
+
+    Finding ways out takes many plans; who tries many workloads does without.
+    """
     try:
         return _plan(workload, hardware)
     except DoesNotFit as refusal:
-        if refusal.remedies:
+        if refusal.remedies or not with_remedies:
             raise
-        raise DoesNotFit(refusal.what, remedies_for(workload, hardware)) from refusal
+        refusal.remedies = remedies_for(workload, hardware)
+        raise
 
 
 def _plan(workload: Workload, hardware: Hardware) -> Plan:

@@ -61,7 +61,7 @@ def fits(workload: Workload, hardware: Hardware) -> bool:
         return False
     meshes = sorted(ladders.meshes, key=lambda mesh: layouts.least_bytes(workload, mesh))[:MOST_SAVING]
     places = ((mesh, split) for split in reversed(ladders.splits) for mesh in meshes)
-    return any(ladders.top(mesh, split).plan is not None for mesh, split in places)
+    return any(one.plan is not None for mesh, split in places for one in ladders.descend(mesh, split))
 
 
 def best(found: list[Tried]) -> Tried | None:
@@ -86,10 +86,19 @@ class _Ladders:
         """Try the candidate that saves everything."""
         return self._try(mesh, split, self._rungs[-1])
 
+    def descend(self, mesh: Mesh, split: RolloutSplit) -> Iterator[Tried]:
+        """Try the rungs from the top, until one fits or lacks device memory."""
+        for rung in reversed(self._rungs):
+            one = self._try(mesh, split, rung)
+            yield one
+            if one.refusal is None or one.refusal.short_gib is not None:
+                return
+
     def climb(self, mesh: Mesh, split: RolloutSplit) -> Iterator[Tried]:
         """Try rung after rung until saving more makes a step slower; nothing where even the top does not fit."""
         top = self.top(mesh, split)
-        if top.plan is None:
+        if top.refusal is not None and top.refusal.short_gib is not None:
+            # Its device lacks memory: less saving needs no less. A host that lacks it may do with less offloaded.
             yield top
             return
         before: Tried | None = None

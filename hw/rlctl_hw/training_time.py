@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from rlctl_hw.needs import DTYPE_BYTES, MASTER_BYTES
-from rlctl_hw.params import active_params, embedding_params
+from rlctl_hw.params import active_params, embedding_params, expert_params
 from rlctl_hw.speeds import Speeds
 from rlctl_hw.training_memory import role_params, trained_params
 from rlctl_hw.types import Hardware, Layout, ModelShape, Workload
@@ -41,11 +41,14 @@ def training_seconds(
     per_rank = work.tokens / (mesh.dp_shard * mesh.dp_replicate)
     updates = workload.mini_batches if backward else 1
     num_passes = updates * max(1, ceil(per_rank / updates / layout.max_tokens_per_micro_batch))
-    gather = num_passes * _gather_s(role, backward, workload, hardware, layout, speeds)
+    if workload.engine == "megatron":
+        gather = updates * _reduce_s(workload, hardware, layout, speeds) if backward and not workload.lora_rank else 0.0
+    else:
+        gather = num_passes * _gather_s(role, backward, workload, hardware, layout, speeds)
     # Pipeline stages idle while the first pass fills them and the last one drains them.
     bubble = compute * (mesh.pp - 1) * updates / num_passes
     inside = _split_s(per_rank, passes, workload, hardware, layout, speeds)
-    why = "computing" if compute >= gather else "gathering weights"
+    why = "computing" if compute >= gather else "moving weights and gradients between ranks"
     if bubble + inside > max(compute, gather):
         why = "pipeline gaps" if bubble > inside else "traffic between split layers"
     return max(compute, gather) + bubble + inside, f"{num_passes} passes a rank, {why} rules"
@@ -80,13 +83,25 @@ def _gather_s(
 ) -> float:
     """Return the seconds that one pass of FSDP sends: weights twice and gradients once, over the slowest link."""
     mesh = layout.mesh
-    if mesh.dp_shard == 1 or workload.engine == "megatron":
+    if mesh.dp_shard == 1:
         return 0.0
     width = DTYPE_BYTES[layout.compute_dtype]
     times = 2 if backward and layout.savings.reshard_after_forward else 1
     sent = times * role_params(workload.shape, role) * width
     sent += trained_params(workload, role) * MASTER_BYTES if backward else 0
     return sent * (mesh.dp_shard - 1) / mesh.dp_shard / _slowest(layout, hardware, speeds)
+
+
+def _reduce_s(workload: Workload, hardware: Hardware, layout: Layout, speeds: Speeds) -> float:
+    """Return the seconds of Megatron's traffic between data-parallel ranks for one optimizer step.
+
+    Gradients go in float32, weights come back in bfloat16; experts have fewer copies, as many as `ep` leaves.
+    """
+    mesh, shape = layout.mesh, workload.shape
+    sparse = shape.experts.num_layers * expert_params(shape) if shape.experts else 0
+    held = (shape.num_params - sparse) / (mesh.tp * mesh.pp) + sparse / (mesh.ep * mesh.pp)
+    sent = held * (MASTER_BYTES + DTYPE_BYTES[layout.compute_dtype]) * (mesh.dp_shard - 1) / mesh.dp_shard
+    return sent / _slowest(layout, hardware, speeds)
 
 
 def _split_s(

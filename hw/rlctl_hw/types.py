@@ -429,11 +429,21 @@ class Plan:
 class DoesNotFit(Exception):
     """The workload cannot run on this hardware; `remedies` are the nearest settings that would.
 
-    `short_gib` is the memory that lacks, where that is what is wrong.
+    Where device memory is what lacks, `phase` needs `need_gib`, which is `short_gib` more than may be planned for.
     """
 
-    def __init__(self, what: str, remedies: tuple[str, ...], *, short_gib: float | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        remedies: tuple[str, ...],
+        *,
+        short_gib: float | None = None,
+        phase: str | None = None,
+        need_gib: float | None = None,
+    ) -> None:
         super().__init__(what)
         self.what = what
         self.remedies = remedies
         self.short_gib = short_gib
+        self.phase = phase
+        self.need_gib = need_gib

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rlctl_hw.types import Hardware
 
-from rlctl import catalog, overrides, render, resolve, settings
+from rlctl import catalog, overrides, planning, render, resolve, settings
 
 FREE = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Context settings of a command that takes overrides among its arguments."""
@@ -27,6 +28,13 @@ RequestArgument = Annotated[
 FilesOption = Annotated[
     list[Path] | None,
     typer.Option("--config", "-c", help="TOML or JSON file put on top of the preset; may be repeated."),
+]
+HardwareOption = Annotated[
+    str | None, typer.Option("--hw", help="Plan for a machine elsewhere, such as h100-80gb:8, mi300x:8x4 or cpu:2.")
+]
+PriceOption = Annotated[
+    str | None,
+    typer.Option("--price", metavar="PRICE[@DATE]", help="Of one device and hour, such as 2.5 or 2.5@2026-11-01."),
 ]
 
 
@@ -64,6 +72,14 @@ def read(
     for line in resolved.notes:
         render.note(line)
     return Request(name, resolved, user)
+
+
+def read_for(
+    words: Sequence[str] | None, files: Iterable[Path] | None, ctx: typer.Context, hardware: Hardware
+) -> Request:
+    """Resolve the arguments of a planning command for a machine: a preset may pin values for its devices."""
+    device = planning.device_key(hardware)
+    return read(words, files, options=options_of(ctx), name_needed=not files, device=device)
 
 
 def options_of(ctx: typer.Context) -> list[str]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rlctl_hw.types import Hardware, Plan
 
 from rlctl import planning, render
+from rlctl.commands import _plan_view
 from rlctl.commands._request import Request
 from rlctl.render import Output
 from rlctl.resolve import DEFAULT
@@ -25,7 +24,17 @@ def request(request: Request, hardware: Hardware, *, output: Output, show_all: b
     if hidden:
         render.say(f"\n{hidden} values are defaults (--all shows them)")
     render.text("")
-    plan(planning.plan_here(resolved.config, hardware))
+    _plan_view.show(planning.plan_here(resolved.config, hardware))
+    render.say(f"\n{_next_command(request, hardware)}")
+
+
+def _next_command(request: Request, hardware: Hardware) -> str:
+    """Return what to do with a run that fits: start it where it can train, or look at the machine that it needs."""
+    if request.resolved.config.engine.type != "fsdp2":
+        return "this version plans for Megatron; it trains with engine.type=fsdp2"
+    if any(fact.source.startswith("devices.toml") for fact in hardware.facts.values()):
+        return f"on such a machine, start it with `rlctl launch {request.name}`"
+    return f"start it with `rlctl launch {request.name}`"
 
 
 def _request_document(request: Request, hardware: Hardware, output: Output) -> None:
@@ -41,12 +50,8 @@ def _request_document(request: Request, hardware: Hardware, output: Output) -> N
         raise refusal
 
 
-def plan(made: Plan, *, with_memory: bool = False) -> None:
-    """Print what the planner chose and why."""
-    render.table(("PLAN", "VALUE", "ORIGIN", "WHY"), [(c.key, c.value, c.origin, c.reason) for c in made.choices])
-    if with_memory and made.memory:
-        render.text("")
-        rows: list[tuple[Any, ...]] = [(part.phase, part.part, part.gib, part.origin) for part in made.memory]
-        render.table(("PHASE", "MEMORY", "GIB", "ORIGIN"), rows)
+def plan(made: Plan) -> None:
+    """Print what the planner chose and why, without memory and time."""
+    _plan_view.choices(made)
     for line in made.notes:
         render.note(line)
