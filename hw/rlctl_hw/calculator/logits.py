@@ -15,6 +15,9 @@ LOSS_TENSORS = 12
 FP32_COPY = 4
 """The logits cast to fp32: torchtitan drops them after the loss; accelerate and prime-rl return them to the caller."""
 
+HELD_SHARE = 0.75
+"""Of that copy, where nobody says: every trainer built on accelerate holds it, so the guess leans that way."""
+
 
 def logits(setup: Setup, stage: Stage, *, backward: bool = True) -> Term:
     """Return the logits' term of the last stage; other stages, and a critic, have none."""
@@ -56,6 +59,6 @@ def _plain(setup: Setup, width: float) -> tuple[float, str]:
     if setup.mesh.tp > 1:
         words = "DTensor's loss in fp32: log-softmax, and three tensors of its backward pass"
         return width + LOSS_TENSORS + FP32_COPY, words
-    held = {"dropped": 0.0, "held": FP32_COPY, None: FP32_COPY / 2}[setup.fp32_logits]
-    words = f"the fp32 copy {setup.fp32_logits}" if setup.fp32_logits else "half of an fp32 copy that some callers hold"
+    held = {"dropped": 0.0, "held": FP32_COPY, None: HELD_SHARE * FP32_COPY}[setup.fp32_logits]
+    words = f"the fp32 copy {setup.fp32_logits}" if setup.fp32_logits else "most of an fp32 copy that many callers hold"
     return width + LOSS_TENSORS + held, f"as computed, log-softmax, the gradients of loss and log-softmax, {words}"
