@@ -7,11 +7,12 @@ from functools import lru_cache
 
 from rlctl_hw.calculator import estimate
 from rlctl_hw.calculator.overheads import DOUBT
+from rlctl_hw.calculator.stages import stages
+from rlctl_hw.calculator.states import states
 from rlctl_hw.needs import GIB, Need
 from rlctl_hw.setup import Estimate, Setup, Task
 from rlctl_hw.types import Layout, Workload
 
-STATES = ("weights", "gradients", "optimizer")
 LEAST_TOKENS = 8
 
 
@@ -21,9 +22,7 @@ def rest_needs(role: str, workload: Workload, layout: Layout) -> dict[str, Need]
     FSDP2 has gradients during an update only; Megatron's buffer for them stays.
     """
     task: Task = "logprob" if role == "reference" else "update"
-    tokens = LEAST_TOKENS * layout.mesh.cp
-    found = _estimate(_setup(role, task, tokens, 1, workload, layout))
-    return {need.part: need for need in _needs(found) if need.part in STATES}
+    return dict(_states(_setup(role, task, LEAST_TOKENS * layout.mesh.cp, 1, workload, layout)))
 
 
 def pass_needs(
@@ -73,6 +72,15 @@ def _setup(role: str, task: Task, tokens: int, num_passes: int, workload: Worklo
 @lru_cache(maxsize=8192)
 def _estimate(setup: Setup) -> Estimate:
     return estimate(setup)
+
+
+@lru_cache(maxsize=8192)
+def _states(setup: Setup) -> tuple[tuple[str, Need], ...]:
+    """Return the states of the pipeline stage that has most."""
+    kept = [states(setup, stage) for stage in stages(setup)]
+    own = max(kept, key=lambda one: one.weights.num_bytes + one.gradients.num_bytes + one.optimizer.num_bytes)
+    terms = (own.weights, own.gradients, own.optimizer)
+    return tuple((t.name, Need(t.name, t.num_bytes, t.origin, DOUBT[t.name][1])) for t in terms if t.num_bytes)
 
 
 def _needs(found: Estimate) -> list[Need]:
