@@ -52,7 +52,8 @@ def config_page() -> str:
         f"# Configuration\n\n{NOTE}\n"
         "Presets and files are TOML with these sections; on the command line a key is written `section.key=value`.\n"
         "Later ones win: default, your settings, preset, `-c` files, `RLCTL_SECTION__KEY`, command line. To see where\n"
-        "a value came from: `rlctl config explain KEY`. Unknown keys are refused with the nearest spelling.\n"
+        "a value came from, what rules it and what another one would do: `rlctl config explain KEY NAME`. Unknown\n"
+        "keys are refused with the nearest spelling.\n"
         "A section with several variants names its choice in `type`.\n\n"
     )
     return head + "\n".join(_section((), RunConfig, None))

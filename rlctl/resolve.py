@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from rlctl import catalog, schema
 from rlctl.overrides import Assignment, environment_assignments
 from rlctl.problems import NOT_SET, Finding, InvalidConfig, show, translate, unknown_key
 from rlctl_train.config import RunConfig, relation_problems
+from rlctl_train.config.base import Config
 
 DEFAULT = "default"
 MAX_DEPTH = 32
@@ -41,6 +42,8 @@ class Resolved:
     history: dict[str, tuple[Origin, ...]] = field(default_factory=dict)
     """Every value that was given for a key, lowest rank first; the last one holds."""
     notes: tuple[str, ...] = ()
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Why a document gives settings for a device, by their source."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `origin.json`."""
@@ -73,8 +76,21 @@ def build(
                 source = f"{document.source} [{catalog.HARDWARE}.{device}]"
                 merge.layer(_walk_table(pins.tree, (), source))
                 merge.notes.append(f"{source}: {pins.reason}")
+                merge.reasons[source] = pins.reason
     merge.layer(environment_assignments(environ or {}, reserved))
     merge.layer(overrides)
+    return merge.finish()
+
+
+def vary(resolved: Resolved, changes: Iterable[Assignment]) -> Resolved:
+    """Resolve a run once more with changes on top of all that was given for it."""
+    merge = _Merge()
+    given = resolved.config.model_dump(mode="json", exclude_unset=True)
+    merge.layer(
+        replace(item, source=origin.source) if (origin := resolved.origins.get(item.key)) else item
+        for item in _walk_table(given, (), DEFAULT)
+    )
+    merge.layer(changes)
     return merge.finish()
 
 
@@ -90,6 +106,7 @@ class _Merge:
         self.history: dict[schema.Path, list[Assignment]] = {}
         self.findings: list[Finding] = []
         self.notes: list[str] = []
+        self.reasons: dict[str, str] = {}
 
     def layer(self, assignments: Iterable[Assignment]) -> None:
         """Put one layer on top: first its choices of variant, then its values in order."""
@@ -116,7 +133,7 @@ class _Merge:
             ".".join(path): tuple(Origin(item.value, item.source) for item in items)
             for path, items in self.history.items()
         }
-        return Resolved(config, origins, history, tuple(self.notes))
+        return Resolved(config, origins, history, tuple(self.notes), self.reasons)
 
     def _expand(self, assignments: Iterable[Assignment]) -> Iterator[Assignment]:
         """Split tables into single values, and keep aside what cannot be one."""
@@ -155,11 +172,13 @@ class _Merge:
 
     def _set(self, item: Assignment) -> None:
         for end in range(1, len(item.path)):
-            self.values.pop(item.path[:end], None)  # the section was unset before
+            self.values.pop(item.path[:end], None)  # the section was unset, or set as a whole, before
+        inside = [p for p in self.values if p[: len(item.path)] == item.path and p != item.path]
         if item.value is None:
-            for path in [p for p in self.values if p[: len(item.path)] == item.path]:
+            for path in inside:
                 del self.values[path]
-        self.values[item.path] = item
+        if item.value != {} or not inside:
+            self.values[item.path] = item
         self.history.setdefault(item.path, []).append(item)
 
     def _refuse_foreign_keys(self) -> None:
@@ -205,23 +224,28 @@ class _Merge:
             table = tree
             for end, name in enumerate(path[:-1], start=1):
                 table = table.setdefault(name, self._start_of(path[:end]))
-            table[path[-1]] = item.value
+            is_section = bool(node.models) and item.value == {}
+            table[path[-1]] = self._start_of(path) if is_section else item.value
         return tree
 
     def _start_of(self, section: schema.Path) -> dict[str, Any]:
+        """Return what a section holds before anything in it is set: its variant, and what its owner sets otherwise."""
         node = schema.find(section)
-        default = schema.default_tag(node) if node is not None and node.models else None
-        return {} if default is None else {"type": default}
+        default = None if node is None else schema.default_of(node)
+        if node is None or not isinstance(default, Config):
+            return {}
+        kind = schema.tag(type(default))
+        return default.model_dump(mode="json", exclude_defaults=True) if kind is None else {"type": kind}
 
     def _source(self, key: str) -> str:
         """Return who set a key: itself, something inside it, or the nearest section above it."""
         path = tuple(key.partition("[")[0].split("."))
         if path not in self.values and (inside := [p for p in self.values if p[: len(path)] == path]):
             return self.values[inside[-1]].source
-        for end in range(len(path), 0, -1):
-            if path[:end] in self.values:
-                return self.values[path[:end]].source
-        return DEFAULT
+        if path in self.values:
+            return self.values[path].source
+        above = [self.values[path[:end]] for end in range(len(path) - 1, 0, -1) if path[:end] in self.values]
+        return above[0].source if above and above[0].value != {} else DEFAULT
 
 
 def flat(tree: Mapping[str, Any], prefix: schema.Path = ()) -> dict[str, Any]:
@@ -246,7 +270,9 @@ def _walk(value: Any, path: schema.Path, source: str) -> Iterator[Assignment]:
     if isinstance(value, str) and value.lower() in UNSET_WORDS and (node is None or value not in node.choices):
         value = None
     holds_keys = node is None or node.models or node.is_free
-    if isinstance(value, dict) and holds_keys and len(path) < MAX_DEPTH and (value or (node and node.models)):
+    if value == {} and node is not None and node.models and node.is_nullable:
+        yield Assignment(path, value, source)  # a section that may be unset is set by its heading alone
+    elif isinstance(value, dict) and holds_keys and len(path) < MAX_DEPTH and (value or (node and node.models)):
         yield from _walk_table(value, path, source)
     else:
         yield Assignment(path, value, source)

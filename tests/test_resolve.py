@@ -222,6 +222,30 @@ JUNK = st.recursive(
 )
 
 
+def test_the_heading_of_a_section_alone_sets_it_with_its_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "lora.toml"
+    file.write_text("[model.lora]\n")
+    resolved = resolve.build("qwen2.5-7b-grpo", files=[file])
+    assert resolved.config.model.lora is not None
+    assert resolved.origins["model.lora.rank"] == resolve.Origin(32, "default")
+    kept = resolve.build("qwen2.5-7b-grpo", files=[file], overrides=parse_arguments(["model.lora.rank=4"]).overrides)
+    assert kept.origins["model.lora.rank"].value == 4
+    assert resolve.build("qwen2.5-7b-grpo-lora", files=[file]).origins["model.lora.rank"].source != "default"
+
+
+def test_a_section_keeps_what_its_owner_sets_otherwise() -> None:
+    words = ["algo.type=ppo", "algo.critic_optim.eps=1e-7"]
+    origins = resolve.build("quickstart", overrides=parse_arguments(words).overrides).origins
+    assert origins["algo.critic_optim.lr"] == resolve.Origin(1e-5, "default")
+
+
+def test_a_varied_run_is_the_run_with_one_more_override() -> None:
+    change = Assignment(("algo", "type"), "ppo", "alternative")
+    base = resolve.build("quickstart-dapo")
+    assert resolve.vary(base, []).config == base.config
+    assert resolve.vary(base, [change]).config == resolve.build("quickstart-dapo", overrides=[change]).config
+
+
 @settings(max_examples=800)
 @given(st.sampled_from(catalog.names()), st.lists(st.tuples(KEYS, JUNK), max_size=4))
 def test_no_assignment_gives_anything_but_a_result_or_a_user_error(name: str, pairs: list[tuple[str, object]]) -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from rlctl import catalog, render, schema
+from rlctl import catalog, planning, render, schema
+from rlctl.commands import _request
 from rlctl.commands._group import HelpfulGroup
-from rlctl.commands._request import FREE, FilesOption, Request, RequestArgument, options_of, read
+from rlctl.commands._request import FREE, FilesOption, RequestArgument, options_of, read
+from rlctl.explaining import answer, leaves, rules
+from rlctl.explaining.effects import Planned, planned
 from rlctl.problems import nearest_key
 from rlctl.render import Output, OutputOption
 from rlctl.resolve import DEFAULT, Origin
 from rlctl.spelling import unknown
 from rlctl_train.config import RunConfig
+from rlctl_train.config.errors import UserError
 
 app = typer.Typer(
     cls=HelpfulGroup, rich_markup_mode=None, help="Check a configuration, explain its keys, print its schema."
@@ -40,96 +45,146 @@ def print_schema() -> None:
 
 @app.command(context_settings=FREE)
 def explain(
-    ctx: typer.Context, words: RequestArgument = None, files: FilesOption = None, output: OutputOption = "text"
+    ctx: typer.Context,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY] [NAME_OR_FILE [KEY=VALUE]...]",
+            help="A key, a preset or file, or a key in a preset or file, with overrides.",
+            autocompletion=catalog.names,
+            show_default=False,
+        ),
+    ] = None,
+    files: FilesOption = None,
+    hw: Annotated[
+        str | None, typer.Option("--hw", help="Explain it for a machine elsewhere, such as h100-80gb:8 or cpu:2.")
+    ] = None,
+    output: OutputOption = "text",
 ) -> None:
-    """Explain KEY: meaning, type, default, and with NAME_OR_FILE its value, origin and lower-ranked values.
+    """Explain KEY: meaning, type, rules; with NAME_OR_FILE also who set it, what else it could be, what would follow.
 
-    Without a key, list every key with its meaning.
+    NAME_OR_FILE alone lists every key of the run with its value and origin; nothing lists every key there is.
     """
     given = list(words or ())
-    is_key = bool(given) and not given[0].startswith("-") and "=" not in given[0] and not catalog.is_file(given[0])
-    if is_key and given[0] in catalog.names():
-        is_key = False
-    key = given.pop(0).replace("-", "_") if is_key else None
-    wants_value = bool(given or files)
-    request = read(given, files, options=options_of(ctx), name_needed=not files) if wants_value else None
-    node = None if key is None else schema.find(tuple(key.split(".")))
-    if key is not None and node is None:
-        near = nearest_key(key)
-        raise unknown("setting", key, [near] if near else [], "`rlctl config explain` lists every key")
-    if node is None or node.models:
-        _list_section(node, request, output)
+    key = given.pop(0).replace("-", "_") if given and _is_key(given[0]) else None
+    node = None if key is None else _node(key)
+    if not (given or files):
+        if hw is not None:
+            raise UserError("--hw explains a run for that machine, and no run is named", "name a preset or file")
+        _list_schema(node, output) if node is None or node.models else _explain_key(node, output)
+        return
+    run = _run(ctx, given, files, hw)
+    if key is None or node is None or (node.models and key not in run.resolved.origins):
+        _list_run(run, node, hw, output)
     else:
-        _explain_leaf(node, request, output)
+        _explain_leaf(run, key, node, hw, output)
 
 
-def _list_section(node: schema.Node | None, request: Request | None, output: Output) -> None:
-    leaves = list(schema.leaves() if node is None else schema.leaves(node.models, node.path))
-    entries = [_entry(leaf, request) for leaf in leaves]
+def _is_key(word: str) -> bool:
+    return not (word.startswith("-") or "=" in word or catalog.is_file(word) or word in catalog.names())
+
+
+def _node(key: str) -> schema.Node:
+    node = schema.find(tuple(key.split(".")))
+    if node is None:
+        near = nearest_key(key)
+        raise unknown("setting", key, [near] if near else catalog.names(), "`rlctl config explain` lists every key")
+    return node
+
+
+def _run(ctx: typer.Context, words: list[str], files: list[Path] | None, hw: str | None) -> Planned:
+    """Resolve and plan the run that is asked about, on this machine or on the one named."""
+    hardware = planning.hardware_named(hw)
+    device = planning.device_key(hardware)
+    request = _request.read(words, files, options=options_of(ctx), name_needed=not files, device=device)
+    return planned(request.resolved, hardware)
+
+
+def _list_schema(node: schema.Node | None, output: Output) -> None:
+    """List every key there is, or every key of a section."""
+    found = list(schema.leaves() if node is None else schema.leaves(node.models, node.path))
+    entries = [_entry(leaf) for leaf in found]
     if render.document(output, keys=entries):
         return
     if node is not None:
         render.text(f"{node.key}: {node.description}")
-    columns = ["key", "type", "default", *(["value", "from"] if request else []), "meaning"]
-    names = ["key", "type", "default", *(["value", "source"] if request else []), "meaning"]
-    render.table(columns, [[entry.get(name) for name in names] for entry in entries])
+    names = ["key", "type", "default", "meaning"]
+    render.table(names, [[entry[name] for name in names] for entry in entries])
 
 
-def _explain_leaf(node: schema.Node, request: Request | None, output: Output) -> None:
-    entry = _entry(node, request)
-    history = () if request is None else request.resolved.history.get(node.key, ())
-    entry["ranks"] = [{"value": origin.value, "source": origin.source} for origin in history]
+def _explain_key(node: schema.Node, output: Output) -> None:
+    """Explain a key apart from any run."""
+    entry, texts = _entry(node), leaves.meanings(node)
+    entry |= {"rule": rules.relation_words(node.key), "choices": texts}
     if render.document(output, **entry):
         return
     render.text(f"{node.key}: {entry['meaning']}")
-    rows = [("type", entry["type"]), ("default", entry["default"])]
-    if entry.get("only_with"):
-        rows.insert(0, ("only with", entry["only_with"]))
-    if request is not None:
-        rows.append(("value", f"{render.cell(entry['value'])} (from {entry['source']})"))
-        rows += [("instead of", f"{render.cell(o.value)} (from {o.source})") for o in reversed(history[:-1])]
+    rows = [("only with", entry["only_with"])] if entry["only_with"] else []
+    rows += [("type", entry["type"]), ("default", render.cell(entry["default"]))]
+    rows += [("rule", rule) for rule in entry["rule"]]
+    rows += [(choice, text) for choice, text in texts.items()]
     render.table(("", ""), rows)
 
 
-def _entry(node: schema.Node, request: Request | None) -> dict[str, Any]:
-    entry: dict[str, Any] = {
+def _list_run(run: Planned, node: schema.Node | None, hw: str | None, output: Output) -> None:
+    """List the keys of a run, or those of one of its sections, with value and origin."""
+    keys = [key for key in run.resolved.origins if node is None or key.startswith(f"{node.key}.")]
+    lines = [answer.key_line(run, key) for key in keys]
+    if not render.document(output, hardware=hw, refusal=run.refusal, keys=lines):
+        table = [(n["key"], n["value"], n["source"], n["reason"] or n["meaning"]) for n in lines]
+        render.table(("key", "value", "from", "why, or what it means"), table)
+    _note_refusal(run)
+
+
+def _explain_leaf(run: Planned, key: str, node: schema.Node, hw: str | None, output: Output) -> None:
+    """Explain one key of a run: origin, rule, alternatives, consequence."""
+    found = answer.explanation(run, key)
+    if found is None:
+        _explain_absent(run, node, output)
+        return
+    line = answer.key_line(run, key)
+    ranks = [{"value": o.value, "source": o.source} for o in run.resolved.history.get(key, ())]
+    if render.document(output, **line, ranks=ranks, hardware=hw, **found.to_json()):
+        return
+    render.text(f"{key}: {line['meaning']}")
+    rows = [("value", f"{render.cell(line['value'])} (from {line['source']})")]
+    rows += [("instead of", f"{render.cell(o.value)} (from {o.source})") for o in found.setter.beat]
+    rows += [("rule", rule) for rule in found.rules]
+    render.table(("", ""), rows)
+    if found.others:
+        render.text("")
+        shown = [
+            ("null" if other.value is None else render.cell(other.value), other.meaning, does.text)
+            for other, does in found.others
+        ]
+        render.table(("alternative", "what it is", "what follows"), shown)
+    render.text(f"\n{found.consequence}")
+    _note_refusal(run)
+
+
+def _explain_absent(run: Planned, node: schema.Node, output: Output) -> None:
+    """Explain a key that the run does not have."""
+    why = answer.absent(run, node)
+    entry = _entry(node) | {"value": None, "source": why, "rule": rules.relation_words(node.key)}
+    if not render.document(output, **entry, ranks=[], alternatives=[], consequence=why):
+        render.text(f"{node.key}: {entry['meaning']}")
+        rows = [("value", why), ("type", entry["type"]), ("default", render.cell(entry["default"]))]
+        render.table(("", ""), rows + [("rule", rule) for rule in entry["rule"]])
+
+
+def _note_refusal(run: Planned) -> None:
+    if run.plan is None:
+        render.note(f"the planner fills nothing in: {run.refusal}; --hw plans for another machine")
+
+
+def _entry(node: schema.Node) -> dict[str, Any]:
+    return {
         "key": node.key,
-        "type": node.type_text(),
-        "default": _default(node),
-        "meaning": node.description or _kind(node),
-        "only_with": _only_with(node),
+        "type": rules.type_words(node),
+        "default": leaves.default_of(node),
+        "meaning": answer.meaning(node),
+        "only_with": leaves.only_with(node),
     }
-    if request is not None:
-        origin = request.resolved.origins.get(node.key, Origin(None, "not part of this run"))
-        entry |= {"value": origin.value, "source": origin.source}
-    return entry
-
-
-def _default(node: schema.Node) -> Any:
-    *above, name = node.path
-    parent = schema.find(tuple(above)) if above else None
-    if name == "type" and parent is not None and len(parent.models) > 1:
-        return schema.default_tag(parent)
-    default = schema.default_of(node)
-    if parent is not None:
-        default = getattr(schema.default_of(parent), name, default)
-    return list(default) if isinstance(default, tuple) else default
-
-
-def _kind(node: schema.Node) -> str:
-    return "Which variant of the section." if node.path[-1] == "type" else ""
-
-
-def _only_with(node: schema.Node) -> str | None:
-    """Return the choice of variant a key needs, or None when its section always has it."""
-    for end in range(1, len(node.path)):
-        section = schema.find(node.path[:end])
-        if section is None or len(section.models) < 2:
-            continue
-        owners = [schema.tag(m) for m in section.models if node.path[end] in m.model_fields]
-        if len(owners) < len(section.models):
-            return f"{section.key}.type={' or '.join(map(str, owners))}"
-    return None
 
 
 def _plain(origins: dict[str, Origin]) -> dict[str, Any]:
