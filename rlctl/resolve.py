@@ -231,11 +231,21 @@ class _Merge:
     def _start_of(self, section: schema.Path) -> dict[str, Any]:
         """Return what a section holds before anything in it is set: its variant, and what its owner sets otherwise."""
         node = schema.find(section)
-        default = None if node is None else schema.default_of(node)
-        if node is None or not isinstance(default, Config):
+        default = None if node is None else self._default_of(node)
+        if not isinstance(default, Config):
             return {}
-        kind = schema.tag(type(default))
-        return default.model_dump(mode="json", exclude_defaults=True) if kind is None else {"type": kind}
+        kind, chosen = schema.tag(type(default)), self.values.get((*section, "type"))
+        if chosen is not None and chosen.value not in (None, kind):
+            return {"type": chosen.value}
+        own = default.model_dump(mode="json", exclude_defaults=True)
+        return own if kind is None else {**own, "type": kind}
+
+    def _default_of(self, node: schema.Node) -> Any:
+        """Return the default that a section's owner gives it; the owner is the variant chosen above it."""
+        above = schema.find(node.path[:-1])
+        kind = None if above is None else self._variant_of(above)
+        owner = None if above is None or kind is None else schema.variant(above.models, kind.value)
+        return schema.default_of(node if owner is None else schema.of_owner(node, owner))
 
     def _source(self, key: str) -> str:
         """Return who set a key: itself, something inside it, or the nearest section above it."""

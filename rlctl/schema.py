@@ -155,6 +155,12 @@ def default_of(node: Node) -> Any:
     return None if field.is_required() else field.get_default(call_default_factory=True)
 
 
+def of_owner(node: Node, owner: type[Config]) -> Node:
+    """Return the node as one of its owners has it; the node itself where that class is none of them."""
+    fields = tuple(field for model, field in zip(node.owners, node.fields, strict=True) if model is owner)
+    return Node(node.path, (owner,), fields) if fields else node
+
+
 def element_models(node: Node) -> Models:
     """Return the config classes of a list's elements; empty for a list of plain values."""
     inner = [e for part in node.parts if get_origin(part) is tuple for e in get_args(part)]

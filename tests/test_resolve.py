@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,10 @@ from hypothesis import strategies as st
 from rlctl import catalog, resolve, schema
 from rlctl.overrides import Assignment, parse_arguments
 from rlctl.problems import InvalidConfig
+from rlctl_train.config.algo import PpoConfig
 from rlctl_train.config.errors import UserError
+from rlctl_train.config.optim import OptimConfig
+from rlctl_train.config.trainer import WarmStartConfig
 
 
 def build(
@@ -285,3 +289,18 @@ def test_no_file_gives_anything_but_a_result_or_a_user_error(
             resolve.build("quickstart", files=[file])
         except UserError as error:
             assert error.what and error.remedy
+
+
+@pytest.mark.parametrize(
+    ("words", "section"),
+    [
+        (("warm_start=null", "warm_start.optim.weight_decay=0.3"), "warm_start.optim"),
+        (("algo.type=ppo", "algo.critic_optim.weight_decay=0.3"), "algo.critic_optim"),
+    ],
+)
+def test_one_key_of_a_section_leaves_what_its_owner_sets_otherwise(words: tuple[str, ...], section: str) -> None:
+    config: Any = build("qwen2.5-7b-grpo", *words).config
+    for name in section.split("."):
+        config = getattr(config, name)
+    default = {"warm_start.optim": WarmStartConfig().optim, "algo.critic_optim": PpoConfig().critic_optim}[section]
+    assert config == default.model_copy(update={"weight_decay": 0.3}) and config.lr != OptimConfig().lr
