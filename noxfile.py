@@ -94,9 +94,10 @@ def presets(session: nox.Session) -> None:
 
 @nox.session
 def calibration(session: nox.Session) -> None:
-    """Compare predicted memory with published measurements, and write docs/calibration.md."""
+    """Compare predicted memory and time with published measurements, and write docs/calibration.md and step_times.md."""
     env = environment(session, "desk", "-e", ".[dev]")
     session.run(env / "python", "benchmarks/calibration/report.py", *session.posargs)
+    session.run(env / "python", "benchmarks/calibration/step_times.py", *session.posargs)
 
 
 @nox.session

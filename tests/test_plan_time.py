@@ -38,7 +38,7 @@ def unknown(machine: Hardware) -> Hardware:
     return replace(machine, devices=devices)
 
 
-def test_the_range_is_one_and_a_half_to_three_times_the_roofline():
+def test_the_range_begins_at_the_roofline_and_ends_at_three_times_it():
     for time in plan(LARGE, parse_hardware("h100:8")).times:
         assert time.low_s == pytest.approx(FASTEST * time.roofline_s)
         assert time.high_s == pytest.approx(SLOWEST * time.roofline_s)
