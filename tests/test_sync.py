@@ -27,7 +27,8 @@ def test_buckets_keep_order_and_respect_their_size(sizes: list[int], max_bytes: 
     assert all(len(bucket) == 1 or sum(t.nbytes for _, t in bucket) <= max_bytes for bucket in cut)
 
 
-def test_buckets_never_read_more_than_one_tensor_ahead() -> None:
+@pytest.mark.parametrize(("max_bytes", "num_read"), [(16, 1), (20, 2)])
+def test_a_full_bucket_reads_nothing_ahead_and_another_one_tensor(max_bytes: int, num_read: int) -> None:
     read = []
 
     def stream():  # type: ignore[no-untyped-def]
@@ -35,8 +36,8 @@ def test_buckets_never_read_more_than_one_tensor_ahead() -> None:
             read.append(name)
             yield name, tensor
 
-    next(buckets(stream(), 16))
-    assert len(read) == 2
+    next(buckets(stream(), max_bytes))
+    assert len(read) == num_read
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

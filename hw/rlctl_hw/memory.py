@@ -17,18 +17,20 @@ CRITIC_PHASES = ("values", "critic_update")
 OVERHEADS = ("overhead", "context", "communication")
 """Parts that processes hold whatever the model: what a measurement of this machine corrects."""
 WEAKEST_FIRST: tuple[Origin, ...] = ("assumed", "interpolated", "formula", "measured")
+ROLLOUT_PHASES = ("generation", "logprobs", "weight_sync")
+"""Phases that supervised training does without."""
 DEVICE_PHASES = ("load", "checkpoint")
 """Phases told apart on accelerators only: on CPU the processes' other work takes more."""
 
 
 def phases_of(workload: Workload, layout: Layout) -> tuple[Phase, ...]:
     """Return the phases that this run goes through, in order."""
-    critic, on_cpu = "critic" in workload.roles, layout.device == "cpu"
-    return tuple(
-        phase
-        for phase in PHASES
-        if (critic or phase not in CRITIC_PHASES) and not (on_cpu and phase in (*DEVICE_PHASES, "values"))
-    )
+    absent: tuple[str, ...] = () if "critic" in workload.roles else CRITIC_PHASES
+    if layout.device == "cpu":
+        absent += (*DEVICE_PHASES, "values")
+    if not workload.rollout_needed:
+        absent += ROLLOUT_PHASES
+    return tuple(phase for phase in PHASES if phase not in absent)
 
 
 def memory(workload: Workload, layout: Layout, phases: Iterable[Phase] | None = None) -> tuple[MemoryPart, ...]:
@@ -78,7 +80,8 @@ def _measured(need: Need, factor: float) -> Need:
 
 def _together(phase: Phase, workload: Workload, layout: Layout) -> list[Need]:
     """Return what every process on the fullest device needs."""
-    trainer, rollout = trainer_needs(phase, workload, layout), rollout_needs(phase, workload, layout)
+    trainer = trainer_needs(phase, workload, layout)
+    rollout = rollout_needs(phase, workload, layout) if workload.rollout_needed else []
     if layout.device == "cpu":
         # One memory for all processes of the host, whichever cores they have.
         everyone = [need.times(layout.trainer_devices) for need in trainer]

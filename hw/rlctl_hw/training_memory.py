@@ -87,9 +87,13 @@ def largest_tensor_bytes(workload: Workload, compute_dtype: Dtype) -> float:
     Under LoRA the tables are frozen, and a linear layer is merged with its adapter in float32.
     """
     shape = workload.shape
-    table, linear = shape.vocab_size, max(shape.intermediate_size, shape.num_heads * shape.head_dim)
     width = DTYPE_BYTES[compute_dtype] if workload.lora_rank else MASTER_BYTES
-    return shape.hidden_size * max(table * width, linear * MASTER_BYTES)
+    return max(shape.hidden_size * shape.vocab_size * width, _layer_tensor_bytes(shape))
+
+
+def _layer_tensor_bytes(shape: ModelShape) -> float:
+    """Return the bytes of the largest weight inside a layer, in float32."""
+    return shape.hidden_size * max(shape.intermediate_size, shape.num_heads * shape.head_dim) * MASTER_BYTES
 
 
 def own_tokens(backward: bool, workload: Workload, layout: Layout) -> int:
@@ -141,11 +145,11 @@ def _exchange(role: str, phase: Phase, workload: Workload, layout: Layout) -> Ne
     if phase == "checkpoint":
         return Need("buffers", largest_tensor_bytes(workload, layout.compute_dtype))
     if phase == "weight_sync":
-        # One gathered tensor on top of the bucket that waits for it, and the bucket's copy in another precision.
+        # The largest tensor and the bucket before it, and then its copy in another precision.
         largest = largest_tensor_bytes(workload, layout.compute_dtype)
-        bucket = max(min(workload.bucket_mib * MIB, workload.shape.num_params * MASTER_BYTES), largest)
-        cast = 0.5 if layout.rollout_dtype == "bfloat16" and not workload.lora_rank else 0.0
-        return Need("buffers", largest + bucket * (1 + cast))
+        bucket = min(workload.bucket_mib * MIB, workload.shape.num_params * MASTER_BYTES)
+        cast = largest / 2 if layout.rollout_dtype == "bfloat16" and not workload.lora_rank else 0.0
+        return Need("buffers", largest + max(bucket, cast, _layer_tensor_bytes(workload.shape)))
     # AdamW over lists of tensors makes a temporary copy of the parameters' size where it has no fused kernel.
     unfused = trained_params(workload, role) / layout.trainer_devices if layout.device == "ascend" else 0.0
     return Need("buffers", unfused * MASTER_BYTES)

@@ -32,6 +32,10 @@ def buckets(tensors: Iterable[tuple[str, Tensor]], max_bytes: int) -> Iterator[B
             bucket, used = [], 0
         bucket.append((name, tensor))
         used += size
+        if used >= max_bytes:
+            # A large tensor is gone before the next one is gathered.
+            yield bucket
+            bucket, used = [], 0
     if bucket:
         yield bucket
 
