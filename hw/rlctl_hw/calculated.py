@@ -6,12 +6,12 @@ from dataclasses import replace
 from functools import lru_cache
 
 from rlctl_hw.calculator import estimate
-from rlctl_hw.calculator.overheads import DOUBT
+from rlctl_hw.calculator.overheads import DOUBT, communication, context
 from rlctl_hw.calculator.stages import stages
 from rlctl_hw.calculator.states import states
 from rlctl_hw.needs import GIB, Need
 from rlctl_hw.setup import Estimate, Setup, Task
-from rlctl_hw.types import Layout, Workload
+from rlctl_hw.types import DeviceKind, Layout, ModelShape, Workload
 
 LEAST_TOKENS = 8
 
@@ -39,9 +39,7 @@ def pass_needs(
 
 def process_needs(workload: Workload, layout: Layout) -> list[Need]:
     """Return what one process of a role takes before it holds anything: context and collectives."""
-    found = _estimate(_setup("actor", "logprob", LEAST_TOKENS * layout.mesh.cp, 1, workload, layout))
-    needed = ("context", "communication") if layout.trainer_devices > 1 else ("context",)
-    return [need for need in _needs(found) if need.part in needed]
+    return list(_process(workload.shape, layout.device, layout.trainer_devices == 1))
 
 
 def _setup(role: str, task: Task, tokens: int, num_passes: int, workload: Workload, layout: Layout) -> Setup:
@@ -67,6 +65,13 @@ def _setup(role: str, task: Task, tokens: int, num_passes: int, workload: Worklo
         device=layout.device,
         catalogue=layout.catalogue,
     )
+
+
+@lru_cache(maxsize=64)
+def _process(shape: ModelShape, device: DeviceKind, alone: bool) -> tuple[Need, ...]:
+    setup = Setup(shape, "fsdp2", "logprob", device=device)
+    terms = (context(setup),) if alone else (context(setup), communication(setup))
+    return tuple(Need(t.name, t.num_bytes, t.origin, DOUBT[t.name][1]) for t in terms)
 
 
 @lru_cache(maxsize=8192)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 
 from rlctl_hw.devices import BANDWIDTH_SHARE, CatalogueEntry, by_key, by_printed_name
@@ -83,6 +84,7 @@ def num_nodes_of(num_devices: int, hardware: Hardware) -> int:
     return ceil(num_devices / len(hardware.devices))
 
 
+@lru_cache(maxsize=256)
 def _entry(key: str | None, name: str) -> CatalogueEntry | None:
     return by_key(key) if key is not None else by_printed_name(name)
 

@@ -17,7 +17,7 @@ DENSE_SHARE = 0.5
 EXPERT_SHARE = 0.35
 """The same with grouped expert products and routing: 216 to 334 TFLOP/s are published for H100, of 989."""
 PLAIN_EXPERTS_SHARE = 0.15
-"""The same in transformers: grouped products, with routing and copies in plain PyTorch. Nobody published a figure; loops
+"""The same in transformers: grouped products, routing and copies in plain PyTorch. Nobody published a figure; loops
 over experts, as older versions had, reach 0.02."""
 RECOMPUTE_COST = {"none": 0.0, "selective": 0.05, "full": 1.0}
 """Forward passes done again in the backward pass; attention's own is a twentieth of a layer at usual lengths."""
