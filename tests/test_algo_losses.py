@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from rlctl_train.algos import ops
-from rlctl_train.algos.dapo import Dapo
-from rlctl_train.algos.grpo import Grpo
+from rlctl_train.algos.clip import Clip
 from rlctl_train.algos.objective import PolicyObjective, SupervisedObjective, ValueObjective
-from rlctl_train.algos.ppo import Ppo
 from rlctl_train.batch import Batch
 from rlctl_train.config.algo import Aggregation, DapoConfig, GrpoConfig, KlEstimator, PpoConfig, RlConfig
+from rlctl_train.config.losses import ClipLoss
 
 S, T = 8, 5
 
@@ -38,7 +37,7 @@ def _batch(fill: float = 0.0) -> tuple[Batch, Tensor]:
     return batch, old + 0.4 * column()
 
 
-def _numpy_clip(logp: float, old: float, advantage: float, config: RlConfig) -> tuple[float, int, int]:
+def _numpy_clip(logp: float, old: float, advantage: float, config: ClipLoss) -> tuple[float, int, int]:
     ratio = math.exp(min(max(logp - old, -20), 20))
     free = -advantage * ratio
     clipped = -advantage * min(max(ratio, 1 - config.clip_low), 1 + config.clip_high)
@@ -48,25 +47,13 @@ def _numpy_clip(logp: float, old: float, advantage: float, config: RlConfig) -> 
     return min(loss, bound), int(clipped > free), int(loss > bound)
 
 
-CONFIGS = [
-    GrpoConfig(),
-    GrpoConfig(clip_low=0.1, clip_high=0.28, dual_clip=1.2),
-    GrpoConfig(dual_clip=None),
-    PpoConfig(),
-    DapoConfig(),
-]
-
-
-def _algo(config: RlConfig) -> Dapo | Grpo | Ppo:
-    if isinstance(config, DapoConfig):
-        return Dapo(config)
-    return Grpo(config) if isinstance(config, GrpoConfig) else Ppo(config)
+CONFIGS = [ClipLoss(), ClipLoss(clip_low=0.1, clip_high=0.28, dual_clip=1.2), DapoConfig().loss]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_the_policy_loss_of_each_token_equals_its_formula(config: RlConfig) -> None:
+def test_the_policy_loss_of_each_token_equals_its_formula(config: ClipLoss) -> None:
     batch, logp = _batch()
-    loss, metrics = _algo(config).loss(logp, batch)
+    loss, metrics = Clip(config)(logp, batch)
     for i, t in np.argwhere(batch["response_mask"].numpy()):
         old, advantage = batch["old_logp"][i, t].item(), batch["advantages"][i, t].item()
         expected, clipped, lower = _numpy_clip(logp[i, t].item(), old, advantage, config)
@@ -79,7 +66,7 @@ def test_the_policy_loss_of_each_token_equals_its_formula(config: RlConfig) -> N
 
 def test_the_fixture_reaches_both_clips() -> None:
     batch, logp = _batch()
-    _, metrics = Grpo(CONFIGS[1]).loss(logp, batch)  # type: ignore[arg-type]
+    _, metrics = Clip(CONFIGS[1])(logp, batch)
     assert metrics["actor/pg_clipfrac"].sum() > 2 and metrics["actor/pg_clipfrac_lower"].sum() > 0
 
 
@@ -91,9 +78,9 @@ def test_extreme_ratios_keep_the_loss_and_its_gradient_finite(
 ) -> None:
     one = torch.ones(1, 1)
     batch = Batch({"response_mask": one, "old_logp": 0 * one, "advantages": advantage * one, "ref_logp": 0 * one})
-    config = GrpoConfig(dual_clip=dual_clip, kl_loss_coef=0.1)
+    config = GrpoConfig(loss=ClipLoss(dual_clip=dual_clip), kl_loss_coef=0.1)
     logp = torch.full((1, 1), gap, requires_grad=True)
-    loss, _ = PolicyObjective(Grpo(config), config, T)(ops.TokenOutputs(logp=logp), batch, ops.count(one))
+    loss, _ = PolicyObjective(Clip(config.loss), config, T)(ops.TokenOutputs(logp=logp), batch, ops.count(one))
     loss.backward()
     assert logp.grad is not None and torch.isfinite(loss) and torch.isfinite(logp.grad).all()
 
@@ -101,12 +88,12 @@ def test_extreme_ratios_keep_the_loss_and_its_gradient_finite(
 def test_on_policy_the_gradient_is_the_plain_policy_gradient() -> None:
     batch, _ = _batch()
     logp = batch["old_logp"].clone().requires_grad_()
-    Grpo(GrpoConfig()).loss(logp, batch)[0].sum().backward()
+    Clip(ClipLoss())(logp, batch)[0].sum().backward()
     torch.testing.assert_close(logp.grad, -batch["advantages"])
 
 
 def _policy(config: RlConfig) -> Callable[[Tensor, Batch, ops.Counts], tuple[Tensor, dict[str, Any]]]:
-    objective = PolicyObjective(_algo(config), config, max_response_tokens=32)
+    objective = PolicyObjective(Clip(config.loss), config, max_response_tokens=32)
     return lambda x, micro, counts: objective(
         ops.TokenOutputs(logp=x, entropy=0.5 * x if objective.needs_entropy else None), micro, counts
     )
@@ -166,7 +153,7 @@ def test_the_objective_is_policy_loss_less_entropy_plus_kl() -> None:
     mask, counts = batch["response_mask"], ops.count(batch["response_mask"])
     entropy = logp.square()
     config = GrpoConfig(aggregation="seq-mean-token-mean", entropy_coef=0.3, kl_loss_coef=0.2, kl_loss_estimator="k2")
-    objective = PolicyObjective(Grpo(config), config, T)
+    objective = PolicyObjective(Clip(config.loss), config, T)
     loss, metrics = objective(ops.TokenOutputs(logp=logp, entropy=entropy), batch, counts)
 
     def mean(values: Tensor) -> float:
@@ -174,7 +161,7 @@ def test_the_objective_is_policy_loss_less_entropy_plus_kl() -> None:
         return float(np.mean(rows))
 
     kl = 0.5 * (logp - batch["ref_logp"]).square()
-    policy = mean(Grpo(config).loss(logp, batch)[0])
+    policy = mean(Clip(config.loss)(logp, batch)[0])
     assert loss.item() == pytest.approx(policy - 0.3 * mean(entropy) + 0.2 * mean(kl))
     assert metrics["actor/kl_loss"].item() == pytest.approx(mean(kl))
     assert metrics["actor/entropy"].item() == pytest.approx(entropy[mask.bool()].mean().item())
@@ -206,7 +193,7 @@ def test_the_value_loss_takes_the_worse_of_free_and_clipped() -> None:
 
 
 def test_entropy_is_asked_for_only_when_it_counts() -> None:
-    needs = [PolicyObjective(Grpo(c), c, T).needs_entropy for c in (GrpoConfig(), GrpoConfig(entropy_coef=0.01))]
+    needs = [PolicyObjective(Clip(c.loss), c, T).needs_entropy for c in (GrpoConfig(), GrpoConfig(entropy_coef=0.01))]
     assert needs == [False, True]
 
 

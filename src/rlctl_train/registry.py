@@ -16,6 +16,9 @@ ALGOS = {
     "grpo": "rlctl_train.algos.grpo:Grpo",
     "ppo": "rlctl_train.algos.ppo:Ppo",
 }
+LOSSES = {
+    "clip": "rlctl_train.algos.clip:Clip",
+}
 FLOWS = {
     "dapo": "rlctl_train.flows.dapo:step",
     "grpo": "rlctl_train.flows.on_policy:step",

@@ -27,7 +27,7 @@ from rlctl_train.config.algo import PpoConfig, SftConfig
 from rlctl_train.config.optim import OptimConfig
 from rlctl_train.device import COLLECTIVES
 from rlctl_train.memory_watch import MemoryWatch, Usage
-from rlctl_train.registry import ALGOS, ENGINES, ROLLOUTS, load
+from rlctl_train.registry import ENGINES, LOSSES, ROLLOUTS, load
 from rlctl_train.rollout.base import Peers, Sampling
 
 Layout = Sequence[Sequence[int]]
@@ -209,7 +209,8 @@ class EngineWorker:
         if kind == "value":
             assert isinstance(algo, PpoConfig)
             return ValueObjective(algo)
-        return PolicyObjective(load(ALGOS, algo.type)(algo), algo, self._spec.config.rollout.max_response_tokens)
+        loss = load(LOSSES, algo.loss.type)(algo.loss)
+        return PolicyObjective(loss, algo, self._spec.config.rollout.max_response_tokens)
 
 
 class RolloutWorker:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlctl_train.algos.clip import clipped_loss
 from rlctl_train.algos.ops import Advantages, select
 from rlctl_train.batch import Batch
 from rlctl_train.config.algo import DapoConfig, GrpoConfig
@@ -33,10 +32,6 @@ class Grpo:
         centred, std = _against_group(scores, batch["group"])
         values = centred / (std + STD_EPS) if self.config.normalize_std else centred
         return Advantages(select(values.to(batch["rewards"].dtype)[:, None].expand_as(mask), mask))
-
-    def loss(self, logp: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the clipped policy loss and metrics of each token, [S, T]."""
-        return clipped_loss(logp, batch, self.config)
 
 
 def _against_group(scores: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,9 +19,9 @@ Shares = tuple[Tensor, dict[str, Tensor]]
 
 
 class PolicyLoss(Protocol):
-    """The part of an algorithm that a policy objective uses."""
+    """A policy loss, before it is aggregated."""
 
-    def loss(self, logp: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, logp: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return loss and metrics of each token, [S, T]."""
         ...
 
@@ -33,8 +33,8 @@ class PolicyObjective:
     loss is.
     """
 
-    def __init__(self, algo: PolicyLoss, config: RlConfig, max_response_tokens: int) -> None:
-        self.algo = algo
+    def __init__(self, loss: PolicyLoss, config: RlConfig, max_response_tokens: int) -> None:
+        self.loss = loss
         self.config = config
         self.norm = config.aggregation_norm or float(max_response_tokens)
         self.needs_entropy = config.entropy_coef != 0
@@ -53,7 +53,7 @@ class PolicyObjective:
         def total(values: Tensor) -> Tensor:
             return aggregate(values, mask, config.aggregation, counts, self.norm)
 
-        token_loss, token_metrics = self.algo.loss(outputs.logp, micro)
+        token_loss, token_metrics = self.loss(outputs.logp, micro)
         loss = total(token_loss)
         metrics = {"actor/pg_loss": loss.detach(), **_token_means(token_metrics, mask, counts)}
         if self.needs_entropy:

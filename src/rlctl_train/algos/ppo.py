@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlctl_train.algos.clip import clipped_loss
 from rlctl_train.algos.ops import Advantages, select, whiten
 from rlctl_train.batch import Batch
 from rlctl_train.config.algo import PpoConfig
@@ -27,10 +26,6 @@ class Ppo:
         values = select(batch["values"], mask)
         raw = gae(select(batch["rewards"], mask), values, mask, gamma=self.config.gamma, lam=self.config.lam)
         return Advantages(whiten(raw, mask), raw + values)
-
-    def loss(self, logp: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the clipped policy loss and metrics of each token, [S, T]."""
-        return clipped_loss(logp, batch, self.config)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlctl_train.config.base import Choices, Config
+from rlctl_train.config.losses import ClipLoss, PolicyLossConfig
 from rlctl_train.config.optim import OptimConfig
 
 Role = Literal["actor", "critic", "reference"]
@@ -62,12 +63,8 @@ KlInReward = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")]
 
 
 class _PolicyGradient(Config):
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Lower clip: the probability ratio is held above 1 - clip_low."""
-    clip_high: PositiveFloat = 0.2
-    """Upper clip: the probability ratio is held below 1 + clip_high."""
-    dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
-    """Bound on the loss of tokens with negative advantage, as a multiple of the advantage; unset turns it off."""
+    loss: PolicyLossConfig = ClipLoss()
+    """The policy loss."""
     aggregation: Annotated[Aggregation, AGGREGATIONS] = "token-mean"
     """How per-token losses become one number; counts are global, over the whole mini-batch."""
     aggregation_norm: PositiveFloat | None = None
@@ -113,10 +110,8 @@ class DapoConfig(_GroupRelative):
     type: Literal["dapo"] = "dapo"
     group_size: Annotated[int, Field(ge=2)] = 16
     """Responses sampled per prompt; the group is the baseline."""
-    clip_high: PositiveFloat = 0.28
-    """Upper clip: the probability ratio is held below 1 + clip_high; above clip_low, so that rare tokens can grow."""
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Bound on the loss of tokens with negative advantage, as a multiple of the advantage; unset turns it off."""
+    loss: PolicyLossConfig = ClipLoss(clip_high=0.28, dual_clip=None)
+    """The policy loss; the paper's upper clip is above the lower one, so that rare tokens can grow."""
     max_rounds: PositiveInt = 10
     """Generation rounds of a step at most: groups of equal scores are left out and replaced by new prompts' groups.
 

@@ -25,7 +25,7 @@ SPREAD = "{mean,max,min}"
 GLOSSARY = (
     Meaning("actor/pg_loss", "-", "Policy-gradient part of the loss, aggregated by `algo.aggregation`."),
     Meaning("actor/pg_clipfrac", "ratio", "Share of response tokens whose probability ratio was clipped."),
-    Meaning("actor/pg_clipfrac_lower", "ratio", "Share of response tokens held by `algo.dual_clip`."),
+    Meaning("actor/pg_clipfrac_lower", "ratio", "Share of response tokens held by `algo.loss.dual_clip`."),
     Meaning("actor/ppo_kl", "nats", "Mean over response tokens of old minus current log-probability."),
     Meaning("actor/kl_loss", "nats", "KL to the reference model in the loss, before its coefficient."),
     Meaning("actor/entropy", "nats", "Mean entropy of the policy over response tokens."),
