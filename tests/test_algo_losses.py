@@ -15,8 +15,9 @@ from rlctl_train.algos import ops
 from rlctl_train.algos.clip import Clip
 from rlctl_train.algos.objective import PolicyObjective, SupervisedObjective, ValueObjective
 from rlctl_train.batch import Batch
-from rlctl_train.config.algo import Aggregation, DapoConfig, GrpoConfig, KlEstimator, PpoConfig, RlConfig
+from rlctl_train.config.algo import DapoConfig, GrpoConfig, PpoConfig, RlConfig
 from rlctl_train.config.losses import ClipLoss
+from rlctl_train.config.policy import Aggregation, KlEstimator
 
 S, T = 8, 5
 

@@ -16,9 +16,10 @@ from rlctl_train.algos.kl_control import KlController
 from rlctl_train.algos.objective import PolicyObjective, ValueObjective
 from rlctl_train.algos.ppo import Ppo
 from rlctl_train.batch import Batch
-from rlctl_train.config.algo import FixedKl, GrpoConfig, PpoConfig, RlConfig
+from rlctl_train.config.algo import GrpoConfig, PpoConfig, RlConfig
 from rlctl_train.config.losses import ClipLoss
 from rlctl_train.config.optim import OptimConfig
+from rlctl_train.config.policy import FixedKl
 from tests.engine_support import make_batch, make_engine, make_model, weights
 
 TEMPERATURE, MAX_RESPONSE_TOKENS, STEPS = 0.8, 12, 3

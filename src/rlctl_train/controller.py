@@ -20,7 +20,8 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from rlctl_train.batch_ref import BatchRef, Part, choose
 from rlctl_train.cluster import collect
-from rlctl_train.config.algo import DapoConfig, PpoConfig, SftConfig
+from rlctl_train.config.algo import DapoConfig, SftConfig
+from rlctl_train.config.policy import ActorCritic
 from rlctl_train.data.balance import balance
 from rlctl_train.data.loader import PromptRow, supervised_rows
 from rlctl_train.health import check_logprob_gap
@@ -240,7 +241,7 @@ class Controller:
     def update_actor(self, batch: BatchRef) -> None:
         """Take the policy's optimizer steps, unless the critic is still warming up."""
         algo = self._config.algo
-        if isinstance(algo, PpoConfig) and self.step <= algo.critic_warmup_steps:
+        if isinstance(algo, ActorCritic) and self.step <= algo.critic_warmup_steps:
             return
         with self._phase("update", "update_actor"):
             self._metrics |= self._update("actor", "policy", batch, prefix="actor")

@@ -20,9 +20,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
 from rlctl_train.batch import Batch, length_mask, pad_rows
-from rlctl_train.config.algo import GrpoConfig, KlEstimator, PpoConfig, RlConfig
+from rlctl_train.config.algo import GrpoConfig, PpoConfig, RlConfig
 from rlctl_train.config.data import ArithmeticData
 from rlctl_train.config.model import RandomModel
+from rlctl_train.config.policy import KlEstimator
 from rlctl_train.data.arithmetic import arithmetic_splits
 from rlctl_train.model_factory import make_random_model
 

@@ -23,8 +23,9 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 from rlctl_train.batch import Batch, gather, length_mask, pad_rows
 from rlctl_train.config import RunConfig
-from rlctl_train.config.algo import PpoConfig, SftConfig
+from rlctl_train.config.algo import SftConfig
 from rlctl_train.config.optim import OptimConfig
+from rlctl_train.config.policy import ActorCritic
 from rlctl_train.device import COLLECTIVES
 from rlctl_train.memory_watch import MemoryWatch, Usage
 from rlctl_train.registry import ENGINES, LOSSES, ROLLOUTS, load
@@ -195,7 +196,7 @@ class EngineWorker:
     def _optim(self) -> OptimConfig | None:
         config = self._spec.config
         if self._role == "critic":
-            assert isinstance(config.algo, PpoConfig)
+            assert isinstance(config.algo, ActorCritic)
             return config.algo.critic_optim
         return config.trainer.optim if self._role == "actor" else None
 
@@ -207,7 +208,7 @@ class EngineWorker:
             return SupervisedObjective()
         assert not isinstance(algo, SftConfig)
         if kind == "value":
-            assert isinstance(algo, PpoConfig)
+            assert isinstance(algo, ActorCritic)
             return ValueObjective(algo)
         loss = load(LOSSES, algo.loss.type)(algo.loss)
         return PolicyObjective(loss, algo, self._spec.config.rollout.max_response_tokens)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from rlctl_train.algos.ops import Counts, TokenOutputs, aggregate, kl_estimate, select
 from rlctl_train.batch import Batch
-from rlctl_train.config.algo import PpoConfig, RlConfig
+from rlctl_train.config.algo import RlConfig
+from rlctl_train.config.policy import ActorCritic
 
 Shares = tuple[Tensor, dict[str, Tensor]]
 
@@ -82,7 +83,7 @@ class ValueObjective:
     (V_clip - R)^2).
     """
 
-    def __init__(self, config: PpoConfig) -> None:
+    def __init__(self, config: ActorCritic) -> None:
         self.value_clip = config.value_clip
 
     def __call__(self, outputs: TokenOutputs, micro: Batch, counts: Counts) -> Shares:

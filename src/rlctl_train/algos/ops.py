@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlctl_train.config.algo import Aggregation, KlEstimator
+from rlctl_train.config.policy import Aggregation, KlEstimator
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are held within +-20 nats before `exp`, so that no value and no gradient overflows float32."""
