@@ -18,6 +18,7 @@ from rlctl_hw.types import Savings
 from torch import Tensor
 from transformers import AutoConfig
 
+from rlctl_train.algos.objective import PolicyObjective
 from rlctl_train.algos.ops import Counts, TokenOutputs, count
 from rlctl_train.batch import Batch
 from rlctl_train.checkpoint.sharded import load_sharded, save_sharded, stored_names
@@ -33,7 +34,7 @@ from rlctl_train.engines.lora import adapters_off
 from rlctl_train.engines.models import Decoder, Policy, Role, load_model
 from rlctl_train.engines.optimizer import ShardedAdamW
 from rlctl_train.engines.packing import Pass, cut, lay_out
-from rlctl_train.engines.sharding import full, max_over_ranks, num_ranks, rank, shard, sum_over_ranks
+from rlctl_train.engines.sharding import full, gather_over_ranks, max_over_ranks, num_ranks, rank, shard, sum_over_ranks
 
 Objective = Callable[[TokenOutputs, Batch, Counts], tuple[Tensor, dict[str, Tensor]]]
 
@@ -102,8 +103,12 @@ class Fsdp2Engine:
         """Add the gradient of the objective over the mini-batch of all ranks; return its metrics over all ranks.
 
         Logits are divided by `temperature` before the softmax. Ranks may hold different numbers of rows, also none.
+        An objective that needs statistics of the whole mini-batch costs a pass without gradients before it.
         """
         counts = self._counts(batch)
+        if isinstance(objective, PolicyObjective) and objective.needs_statistics:
+            logp, _ = self.logprobs(batch, temperature)
+            batch = batch.with_columns(**objective.statistics(logp, batch, gather_over_ranks))
         shares: list[dict[str, Tensor]] = []
         for rows in self._cut(batch):
             if not rows:

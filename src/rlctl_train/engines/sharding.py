@@ -81,6 +81,15 @@ def max_over_ranks(value: int, device: torch.device) -> int:
     return int(tensor)
 
 
+def gather_over_ranks(rows: Tensor) -> Tensor:
+    """Return the rows [n, K] of all ranks, one below the other, on the host; every rank may have another n."""
+    if num_ranks() == 1:
+        return rows
+    everyone: list[Tensor] = [rows] * num_ranks()
+    dist.all_gather_object(everyone, rows)
+    return torch.cat(everyone)
+
+
 def _mesh(device: torch.device) -> DeviceMesh:
     if not dist.is_initialized():
         # FSDP wants a group even for one rank, where it serves mixed precision; this one opens no connection.
