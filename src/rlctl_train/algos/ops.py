@@ -29,6 +29,7 @@ class TokenOutputs:
     logp: Tensor | None = None
     entropy: Tensor | None = None
     values: Tensor | None = None
+    sum_pi_squared: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Counts:
     """Unmasked tokens."""
     sequences: float
     """Sequences with at least one unmasked token."""
+    correct_tokens: float = 0.0
+    """Unmasked tokens of right responses."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +52,14 @@ class Advantages:
     returns: Tensor | None = None
 
 
-def count(mask: Tensor) -> Counts:
-    """Count the unmasked tokens and the sequences that have any, in mask [S, T]."""
+def count(mask: Tensor, correct: Tensor | None = None) -> Counts:
+    """Count the unmasked tokens, the sequences that have any, and the tokens of right responses.
+
+    `mask` is [S, T]; `correct` [S] is 1 for right responses and 0 for others, or unset where nobody asks.
+    """
     lengths = mask.bool().sum(-1)
-    return Counts(tokens=float(lengths.sum()), sequences=float((lengths > 0).sum()))
+    right = 0.0 if correct is None else float(lengths[correct.bool()].sum())
+    return Counts(tokens=float(lengths.sum()), sequences=float((lengths > 0).sum()), correct_tokens=right)
 
 
 def aggregate(values: Tensor, mask: Tensor, mode: Aggregation, counts: Counts, norm: float | None = None) -> Tensor:
@@ -106,6 +113,21 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     centred = select(values - masked_mean(values, mask), mask)
     variance = centred.square().sum() / (mask.bool().sum() - 1).clamp(min=1)
     return centred * torch.rsqrt(variance + WHITEN_EPS)
+
+
+def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
+    """Return G_t = r_t + gamma G_next of each token [S, T] in float64, 0 where the mask is 0.
+
+    "Next" is the next token the model wrote: a tool's reply in between is carried over and costs no discount.
+    """
+    rewards = select(rewards, mask).double()
+    if gamma == 1:
+        return select(rewards.flip(-1).cumsum(-1).flip(-1), mask)
+    returns, following = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        following = torch.where(mask[:, t].bool(), rewards[:, t] + gamma * following, following)
+        returns[:, t] = following
+    return select(returns, mask)
 
 
 def log_ratio(logp: Tensor, old_logp: Tensor, mask: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlctl_train.algos.ops import Advantages, select, whiten
 from rlctl_train.batch import Batch
-from rlctl_train.config.algo import PpoConfig
+from rlctl_train.config.actor_critic import PpoConfig
 
 
 class Ppo:
@@ -28,12 +28,12 @@ class Ppo:
         return Advantages(whiten(raw, mask), raw + values)
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> Tensor:
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float | Tensor) -> Tensor:
     """Return generalised advantage estimates [S, T] (arXiv:1506.02438), 0 where the mask is 0.
 
     delta_t = r_t + gamma V_next - V_t and A_t = delta_t + gamma lam A_next, backwards from 0 past the last
-    token. "Next" is the next token the model wrote: a tool's reply in between is carried over and costs no
-    discount.
+    token; lam may differ between sequences, [S]. "Next" is the next token the model wrote: a tool's reply in
+    between is carried over and costs no discount.
     """
     next_value = next_advantage = torch.zeros_like(values[:, 0])
     advantages = torch.zeros_like(values)

@@ -20,7 +20,16 @@ def token_logprobs(
     `chunk_tokens` tokens exist at one time; the backward pass makes them again, except those of the last chunk,
     which are kept. Both results are differentiable in hidden, weight and bias.
     """
-    return _TokenLogprobs.apply(hidden, weight, bias, targets, temperature, chunk_tokens)
+    logp, entropy, _ = _TokenLogprobs.apply(hidden, weight, bias, targets, temperature, chunk_tokens, False)
+    return logp, entropy
+
+
+def token_logprobs_and_squares(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk_tokens: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `token_logprobs` does and the sum of each distribution's squared probabilities [R], which has no
+    gradient."""
+    return _TokenLogprobs.apply(hidden, weight, bias, targets, temperature, chunk_tokens, True)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -33,24 +42,32 @@ class _TokenLogprobs(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
         chunk_tokens: int,
-    ) -> tuple[Tensor, Tensor]:
+        wants_squares: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         logp, entropy = (torch.empty(len(hidden), dtype=dtype, device=hidden.device) for _ in range(2))
+        squares = torch.empty_like(logp) if wants_squares else None
         log_probs = hidden.new_empty(0, len(weight), dtype=dtype)
         for part in _chunks(len(hidden), chunk_tokens):
             del log_probs
             log_probs = _log_softmax(hidden[part], weight, bias, temperature)
             logp[part] = log_probs.gather(1, targets[part, None]).squeeze(1)
-            entropy[part] = -torch.linalg.vecdot(log_probs.exp(), log_probs)
+            probs = log_probs.exp()
+            entropy[part] = -torch.linalg.vecdot(probs, log_probs)
+            if squares is not None:
+                squares[part] = torch.linalg.vecdot(probs, probs)
+            del probs
         ctx.save_for_backward(hidden, weight, bias, targets, entropy, log_probs)
         ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
         ctx.set_materialize_grads(False)
-        return logp, entropy
+        if squares is not None:
+            ctx.mark_non_differentiable(squares)
+        return logp, entropy, squares
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, entropy, kept = ctx.saved_tensors
-        grad_logp, grad_entropy = grads
+        grad_logp, grad_entropy, _ = grads
         grad_hidden = torch.empty_like(hidden)
         _, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         grad_weight = torch.zeros_like(weight, dtype=kept.dtype) if wants_weight else None
@@ -74,7 +91,7 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(weight.dtype),
-            None, None, None,
+            None, None, None, None,
         )  # fmt: skip
 
 

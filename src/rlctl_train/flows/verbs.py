@@ -46,6 +46,10 @@ class RolloutRun(Protocol):
         """Add `advantages` and `returns`, and check the health of the batch."""
         ...
 
+    def resample(self, batch: BatchRef) -> BatchRef:
+        """Choose which responses to learn from, and how often, where the algorithm says so."""
+        ...
+
     def update_critic(self, batch: BatchRef) -> None:
         """Take the critic's optimizer steps, when there is a critic."""
         ...
@@ -56,6 +60,14 @@ class RolloutRun(Protocol):
 
     def sync(self) -> None:
         """Hand the policy's weights to the rollout engines."""
+        ...
+
+
+class GreedyRun(RolloutRun, Protocol):
+    """What a flow may ask for that compares with what the policy finds likeliest."""
+
+    def greedy_baseline(self, batch: BatchRef, prompts: Sequence[PromptRow]) -> BatchRef:
+        """Add `baseline`: the score of one greedy response to each prompt of the batch."""
         ...
 
 
