@@ -20,11 +20,11 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from rlctl_train.batch_ref import BatchRef, Part, choose
 from rlctl_train.cluster import collect
-from rlctl_train.config.algo import DapoConfig, SftConfig
+from rlctl_train.config.algo import DapoConfig, PpoConfig, SftConfig
 from rlctl_train.config.policy import ActorCritic
 from rlctl_train.data.balance import balance
 from rlctl_train.data.loader import PromptRow, supervised_rows
-from rlctl_train.health import check_logprob_gap
+from rlctl_train.health import MismatchGates, check_logprob_gap
 from rlctl_train.memory_watch import by_phase, others_gib
 from rlctl_train.placement import SCORE_CPUS, Layout, actor_options, reserve, settle
 from rlctl_train.prepare import Materials
@@ -50,6 +50,7 @@ class Controller:
     ) -> None:
         self._spec, self._config, self._materials, self._status = spec, spec.config, materials, status
         self._layout, self._draw = layout, draw
+        self._gates = MismatchGates(spec.config, spec.plan)
         self.step = 0
         self.version = -1
         self.first_step = True
@@ -203,9 +204,10 @@ class Controller:
         """Add `old_logp` where it is not simply the update's own, and `ref_logp` where there is a reference."""
         algo = self._config.algo
         assert not isinstance(algo, SftConfig)
-        trainer = self._config.trainer
-        off_policy = trainer.mini_batches_per_step * trainer.epochs_per_step > 1
-        if off_policy or self.first_step or algo.kl_in_reward is not None:
+        correction = algo.correction
+        needed = self._updates_per_step > 1 or algo.kl_in_reward is not None or correction is not None
+        bypass = correction is not None and correction.mode == "bypass"
+        if self.first_step or algo.needs_sum_pi_squared or (needed and not bypass):
             with self._phase("logprobs", "old_log_prob"):
                 batch = self._on_ranks("actor", "logprobs", batch)
         if "reference" in algo.roles():
@@ -226,11 +228,39 @@ class Controller:
         with self._phase("advantages", "adv"):
             rows = list(range(len(batch)))
             ref, metrics = self._scorer.advantages.options(num_returns=2).remote(rows, *batch.arguments())
-            self._metrics |= ray.get(metrics)
+            made: Any = ray.get(metrics)
+            self._metrics |= made
+        self._gates.check(made)
         if self.first_step:
             check_logprob_gap(self._config, self._spec.plan, self._metrics)
             self.first_step = False
         return batch.plus(Part(tuple(rows), ref))
+
+    def greedy_baseline(self, batch: BatchRef, prompts: Sequence[PromptRow]) -> BatchRef:
+        """Add `baseline`: the score of one greedy response to each prompt of the batch."""
+        rollout = self._config.rollout
+        greedy = self._sample(
+            prompts, 1, Sampling(rollout.max_response_tokens, temperature=0.0, ignore_eos=rollout.ignore_eos)
+        )
+        self._add("perf/total_num_tokens", float(greedy.lengths.sum()))
+        self._add("perf/response_tokens", float(greedy.lengths[:, 1].sum()))
+        with self._phase("score", "reward"):
+            ref, metrics = self._scorer.greedy_baseline.options(num_returns=2).remote(
+                list(greedy.records), batch.group_size, *greedy.arguments()
+            )
+            for name, value in ray.get(metrics).items():
+                self._add(name, value)
+        return batch.plus(Part(tuple(range(len(batch))), ref))
+
+    def resample(self, batch: BatchRef) -> BatchRef:
+        """Choose which responses to learn from, and how often, where the algorithm says so."""
+        algo = self._config.algo
+        if not isinstance(algo, PpoConfig) or algo.resample is None:
+            return batch
+        seed = self._config.seed * 1_000_003 + self.step
+        rows = ray.get(self._scorer.resample.remote(list(range(len(batch))), seed, *batch.arguments()))
+        self._metrics["sampling/distinct_share"] = len(set(rows)) / len(rows)
+        return batch.resampled(rows)
 
     def update_critic(self, batch: BatchRef) -> None:
         """Take the critic's optimizer steps, when there is a critic."""
@@ -244,7 +274,10 @@ class Controller:
         if isinstance(algo, ActorCritic) and self.step <= algo.critic_warmup_steps:
             return
         with self._phase("update", "update_actor"):
-            self._metrics |= self._update("actor", "policy", batch, prefix="actor")
+            made = self._update("actor", "policy", batch, prefix="actor")
+            self._metrics |= made
+        if self._updates_per_step == 1:  # with more of them the policy has moved before the last
+            self._gates.check(made)
 
     def read(self, rows: Sequence[PromptRow]) -> BatchRef:
         """Tokenise rows with their given responses."""
@@ -364,8 +397,7 @@ class Controller:
 
     def _mini_batches(self, batch: BatchRef) -> list[list[int]]:
         """Cut the batch into mini-batches of whole groups, shuffled by seed, step and epoch when there are several."""
-        trainer, group = self._config.trainer, batch.group_size
-        groups = list(range(len(batch) // group))
+        trainer, groups = self._config.trainer, batch.learnt_groups()
         parts = trainer.mini_batches_per_step
         cut = []
         for epoch in range(trainer.epochs_per_step):
@@ -374,7 +406,7 @@ class Controller:
             size = len(groups) // parts
             for part in range(parts):
                 chosen = groups[part * size : (part + 1) * size]
-                cut.append([g * group + i for g in chosen for i in range(group)])
+                cut.append([row for group in chosen for row in group])
         return cut
 
     def _shares(self, batch: BatchRef, rows: list[int], num_ranks: int) -> list[list[int]]:
@@ -396,6 +428,11 @@ class Controller:
     def _each_rollout(self, verb: str) -> None:
         if self._spec.device != "cpu" and self._config.placement == "colocated":
             collect([getattr(actor, verb).remote() for actor in self._rollouts])
+
+    @property
+    def _updates_per_step(self) -> int:
+        trainer = self._config.trainer
+        return trainer.mini_batches_per_step * trainer.epochs_per_step
 
     @property
     def _rows_so_far(self) -> int:

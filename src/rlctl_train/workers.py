@@ -21,11 +21,12 @@ from rlctl_hw.needs import Phase
 from rlctl_hw.types import Plan
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+from rlctl_train.algos.correction import corrected
 from rlctl_train.batch import Batch, gather, length_mask, pad_rows
 from rlctl_train.config import RunConfig
 from rlctl_train.config.algo import SftConfig
 from rlctl_train.config.optim import OptimConfig
-from rlctl_train.config.policy import ActorCritic
+from rlctl_train.config.policy import ActorCritic, PolicyGradient
 from rlctl_train.device import COLLECTIVES
 from rlctl_train.memory_watch import MemoryWatch, Usage
 from rlctl_train.registry import ENGINES, LOSSES, ROLLOUTS, load
@@ -101,9 +102,13 @@ class EngineWorker:
         return os.getpid()
 
     def logprobs(self, rows: list[int], layout: Layout, *parts: Batch) -> Batch:
-        """Return column `old_logp` for `rows`."""
+        """Return column `old_logp` for `rows`, and `sum_pi_squared` where the algorithm reads it."""
+        algo, batch = self._spec.config.algo, _assemble(rows, layout, parts)
         with self._at_work("logprobs"):
-            logp, _ = self._engine.logprobs(_assemble(rows, layout, parts), self._temperature)
+            if isinstance(algo, PolicyGradient) and algo.needs_sum_pi_squared:
+                logp, squares = self._engine.logprobs_and_squares(batch, self._temperature)
+                return Batch({"old_logp": logp, "sum_pi_squared": squares})
+            logp, _ = self._engine.logprobs(batch, self._temperature)
         return Batch({"old_logp": logp})
 
     def reference_logprobs(self, rows: list[int], layout: Layout, *parts: Batch) -> Batch:
@@ -127,7 +132,8 @@ class EngineWorker:
         metrics = []
         with self._at_work("critic_update" if kind == "value" else "actor_update"):
             for rows in mini_batches:
-                step = self._engine.forward_backward(_assemble(rows, layout, parts), objective, temperature)
+                batch = corrected(_assemble(rows, layout, parts))
+                step = self._engine.forward_backward(batch, objective, temperature)
                 with self._memory.phase("optimizer_step"):
                     metrics.append(step | self._engine.optim_step())
         return metrics
@@ -265,6 +271,7 @@ class RolloutWorker:
                 "response_mask": length_mask(response_len, response_ids.shape[1]),
                 "rollout_logp": pad_rows([s.logp for s in samples], dtype=torch.float32),
                 "group": torch.tensor(groups),
+                "row": torch.tensor(rows),
                 "policy_version": torch.full((len(samples),), self._engine.version),
                 "truncated": torch.tensor([int(s.finish_reason == "length") for s in samples]),
             }

@@ -7,10 +7,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from rlctl_train.config.base import Choices, Config
+from rlctl_train.config.correction import RolloutCorrection
 from rlctl_train.config.losses import ClipLoss, PolicyLossConfig
 from rlctl_train.config.optim import OptimConfig
 
-Role = Literal["actor", "critic", "reference"]
+Role = Literal["actor", "critic", "reference", "teacher"]
 Aggregation = Literal["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 KlEstimator = Literal["k1", "k2", "k3", "abs", "k1+", "k3+"]
 
@@ -77,12 +78,18 @@ class PolicyGradient(Config):
     """Per-token KL estimator of the loss between the current policy and the reference."""
     entropy_coef: float = 0.0
     """Factor on the entropy bonus."""
+    correction: RolloutCorrection | None = None
+    """What is done about tokens on which rollout and trainer disagree; unset only measures it."""
     kl_in_reward: KlInReward | None = None
     """KL penalty inside the reward; unset turns it off."""
 
     needs_critic: ClassVar[bool] = False
     needs_sum_pi_squared: ClassVar[bool] = False
     """Whether the advantage reads `sum_pi_squared`, which the actor's log-probability pass then returns."""
+
+    def reads_old_logp(self) -> bool:
+        """Return whether the advantage reads `old_logp`, which then is computed before the update in any case."""
+        return False
 
     def roles(self) -> tuple[Role, ...]:
         """Return the model roles this algorithm needs, actor first."""
