@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from rlctl_train.config.losses import ClipCovLoss
 
 class ClipCov(WholeBatchLoss):
     """The clipped loss, without those tokens that chance picks among the ones of high covariance."""
+
+    columns: ClassVar[tuple[str, ...]] = ("chosen",)
 
     def __init__(self, config: ClipCovLoss) -> None:
         self.config = config

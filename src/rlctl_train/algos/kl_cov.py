@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from rlctl_train.config.losses import KlCovLoss
 
 class KlCov(WholeBatchLoss):
     """The unclipped loss, with a KL penalty on the tokens of the highest covariance."""
+
+    columns: ClassVar[tuple[str, ...]] = ("chosen",)
 
     def __init__(self, config: KlCovLoss) -> None:
         self.config = config

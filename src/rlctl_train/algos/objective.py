@@ -8,25 +8,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from rlctl_train.algos.correction import bypassed
+from rlctl_train.algos.distill import top_k_kl
 from rlctl_train.algos.mismatch import token_mismatch
 from rlctl_train.algos.ops import Counts, TokenOutputs, aggregate, kl_estimate, select
 from rlctl_train.batch import Batch
 from rlctl_train.config.actor_critic import VapoConfig
 from rlctl_train.config.algo import RlConfig
+from rlctl_train.config.distill import DistillConfig
 from rlctl_train.config.policy import ActorCritic
 
 Shares = tuple[Tensor, dict[str, Tensor]]
 Gather = Callable[[Tensor], Tensor]
 """Returns the rows [n, K] that each rank gives, one below the other, [sum of n, K]."""
 NO_ROWS = Batch(
-    {name: torch.zeros(0, 1) for name in ("response_mask", "old_logp", "advantages")}
-    | {name: torch.zeros(0, dtype=torch.long) for name in ("row", "policy_version")}
+    {name: torch.zeros(0, 1) for name in ("response_mask", "old_logp", "ref_logp", "advantages")}
+    | {name: torch.zeros(0, dtype=torch.long) for name in ("group", "row", "policy_version")}
 )
 """What a rank without rows brings to statistics."""
 
@@ -46,6 +48,9 @@ class WholeBatchLoss(ABC):
     the columns that come back to the batch before it is cut into micro-batches.
     """
 
+    columns: ClassVar[tuple[str, ...]]
+    """What `statistics` returns."""
+
     @abstractmethod
     def statistics(self, logp: Tensor, batch: Batch, gather: Gather) -> dict[str, Tensor]:
         """Return further columns for this rank's rows, from their logp [S, T] and what `gather` brings from others."""
@@ -58,8 +63,8 @@ class WholeBatchLoss(ABC):
 class PolicyObjective:
     """Policy loss, less the entropy bonus, plus the KL loss, each aggregated by `algo.aggregation`.
 
-    Metrics are means over tokens, except `actor/pg_loss` and `actor/kl_loss`, which are aggregated as the
-    loss is.
+    VAPO adds the loss on right responses, distillation by a teacher's likeliest tokens their KL. Metrics are means over
+    tokens, except `actor/pg_loss`, `actor/kl_loss` and `actor/teacher_kl`, which are aggregated as the loss is.
     """
 
     def __init__(self, loss: PolicyLoss, config: RlConfig, max_response_tokens: int) -> None:
@@ -75,8 +80,8 @@ class PolicyObjective:
         if not len(batch):
             return self.loss.statistics(NO_ROWS["old_logp"], NO_ROWS, gather)
         assert "row" in batch, "chance must know which sequence a row is"
-        if self._is_bypass:
-            batch = batch.with_columns(old_logp=batch["rollout_logp"])
+        if self.config.correction is not None and self._is_bypass:
+            batch = bypassed(logp, batch, self.config.correction)
         elif "old_logp" not in batch:
             batch = batch.with_columns(old_logp=logp)
         return self.loss.statistics(logp, batch, gather)
@@ -87,6 +92,8 @@ class PolicyObjective:
         A batch without `old_logp` is on-policy: the old policy is the one that is differentiated.
         """
         assert outputs.logp is not None, "a policy objective needs log-probabilities"
+        if isinstance(self.loss, WholeBatchLoss):
+            assert set(self.loss.columns) <= set(micro.columns), "the loss was not told of the whole mini-batch"
         config, gaps = self.config, {}
         if "old_logp" not in micro or self._is_bypass:
             micro, gaps = self._against_rollout(outputs.logp.detach(), micro, counts)
@@ -113,6 +120,11 @@ class PolicyObjective:
             lm = _right_responses_loss(outputs.logp, micro, counts)
             loss = loss + config.lm_coef * lm
             metrics["actor/lm_loss"] = lm.detach()
+        if isinstance(config, DistillConfig) and outputs.top_logp is not None:
+            kl, mass = top_k_kl(outputs.top_logp, micro["teacher_top_logp"], mask)
+            taught = total(kl)
+            loss = loss + config.coef * taught
+            metrics |= {"actor/teacher_kl": taught.detach(), **_token_means({"actor/teacher_mass": mass}, mask, counts)}
         return loss, metrics
 
     def _against_rollout(self, logp: Tensor, micro: Batch, counts: Counts) -> tuple[Batch, dict[str, Tensor]]:

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from rlctl_train.config.losses import GpgLoss, PolicyLossConfig
 from rlctl_train.config.policy import GroupRelative, NormalizedGroup, PolicyGradient
 
 
@@ -45,6 +46,8 @@ class GpgConfig(GroupRelative):
     """Group policy gradient (Chu et al. 2025, arXiv:2504.02546)."""
 
     type: Literal["gpg"] = "gpg"
+    loss: PolicyLossConfig = GpgLoss()
+    """The policy loss; the paper's has no ratio."""
     f_norm: PositiveFloat = 1.0
     """Constant that advantages are divided by; the paper's is 1."""
 
