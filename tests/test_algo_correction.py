@@ -31,6 +31,7 @@ from rlctl_train.config.correction import (
 )
 from rlctl_train.config.losses import ClipLoss
 from rlctl_train.telemetry.glossary import describe
+from tests.engine_support import make_batch, make_engine, make_model
 from tests.runs import CONFIG
 
 S, T = 8, 5
@@ -333,6 +334,18 @@ def test_loss_and_gradient_do_not_depend_on_the_micro_batches(config: RolloutCor
     torch.testing.assert_close(leaf.grad, whole.grad)
     assert total == pytest.approx(loss.item())
     assert sums == pytest.approx({name: value.item() for name, value in metrics.items()}, abs=1e-12)
+
+
+@pytest.mark.parametrize("rejected", [slice(0, 10), slice(0, 7)], ids=["everything", "most"])
+def test_an_engine_takes_a_step_of_which_all_or_most_is_rejected(rejected: slice, tmp_path: Path) -> None:
+    engine, batch = make_engine(make_model(tmp_path)), make_batch()
+    kept = batch["response_mask"].clone()
+    kept[rejected] = 0
+    old, _ = engine.logprobs(batch, 1.0)
+    ready = corrected(batch.with_columns(old_logp=old, advantages=torch.ones_like(old), kept_mask=kept))
+    metrics = engine.forward_backward(ready, _objective(EVERYTHING)) | engine.optim_step()
+    assert math.isfinite(metrics["grad_norm"]) and (metrics["grad_norm"] > 0) == bool(kept.any())
+    assert metrics["actor/pg_loss"] == pytest.approx(-float(kept.any()), abs=1e-5)
 
 
 def test_gradients_of_a_weighted_loss_equal_finite_differences() -> None:
