@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlctl_train.device import COLLECTIVES
 from rlctl_train.engines.models import Decoder
@@ -54,6 +54,20 @@ def local(tensor: Tensor) -> Tensor:
 def full(tensor: Tensor) -> Tensor:
     """Return the whole tensor; every rank must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def fill(held: Tensor, whole: Tensor) -> None:
+    """Write the whole tensor's values, or this rank's part of them, into what the rank holds."""
+    if isinstance(held, DTensor):
+        whole = distribute_tensor(whole, held.device_mesh, held.placements, src_data_rank=None)
+    local(held.detach()).copy_(local(whole))
+
+
+def let_go(model: nn.Module) -> None:
+    """Drop whole layers that a pass has left gathered: the next one gathers them anew."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def like(part: Tensor, whole: Tensor) -> Tensor:
