@@ -54,6 +54,8 @@ def test_a_sound_config_has_no_problems() -> None:
         ("algo.correction", {"algo": {"type": "grpo", "correction": {}}}),
         ("algo.correction.weights", {"algo": {"type": "grpo", "correction": {"mode": "bypass", "weights": {}}}}),
         ("algo.correction.weights.normalize", {"algo": NORMALISED_BYPASS}),
+        ("algo.correction", {"algo": {"type": "sppo", "correction": {"veto": 1e-4}}}),
+        ("algo.refresh_every_steps", {"algo": {"type": "spin"}, "model": {"lora": {}}}),
         ("algo.overlong_buffer_tokens", {"algo": {"type": "dapo", "overlong_buffer_tokens": 17}}),
         ("warm_start", {"warm_start": {}, "algo": {"type": "sft"}}),
         ("rollout.num_devices", {"trainer": {"num_devices": 1}, "rollout": {"num_devices": 2}}),

@@ -127,6 +127,31 @@ class DroLoss(Config):
     """Factor on half the squared log-ratio."""
 
 
+class DpoLoss(Config):
+    """Direct preference optimisation: the log-odds that the chosen response is the better one (arXiv:2305.18290)."""
+
+    type: Literal["dpo"] = "dpo"
+    beta: PositiveFloat = 0.1
+    """Factor on the pair's margin over the reference; the larger, the nearer the policy stays."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Probability that the preference is the wrong way round."""
+
+
+class IpoLoss(Config):
+    """Identity preference optimisation: a pair's margin is fitted to a constant (arXiv:2310.12036)."""
+
+    type: Literal["ipo"] = "ipo"
+    beta: PositiveFloat = 0.1
+    """The margin is fitted to 1 / (2 beta), in nats; the larger, the nearer the policy stays."""
+
+
+class SppoLoss(Config):
+    """The squared error of a response's log-ratio (arXiv:2405.00675)."""
+
+    type: Literal["sppo"] = "sppo"
+
+
+PairLossConfig = Annotated[DpoLoss | IpoLoss, Field(discriminator="type")]
 PolicyLossConfig = Annotated[
     ClipLoss | GspoLoss | SapoLoss | GpgLoss | CispoLoss | ClipCovLoss | KlCovLoss | GmpoLoss | DppoLoss | DroLoss,
     Field(discriminator="type"),

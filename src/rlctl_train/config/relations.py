@@ -13,6 +13,7 @@ from rlctl_train.config.algo import DapoConfig, GdpoConfig, OtbConfig, SftConfig
 from rlctl_train.config.data import ArithmeticData
 from rlctl_train.config.distill import DistillConfig
 from rlctl_train.config.model import RandomModel
+from rlctl_train.config.preference import SpinConfig, SppoConfig
 from rlctl_train.config.rollout import VllmRollout
 from rlctl_train.config.run import RunConfig
 
@@ -359,6 +360,31 @@ def _bypass_mean(config: RunConfig) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+@_relates("algo.correction", "algo.type")
+def _whole_responses(config: RunConfig) -> Iterator[Problem]:
+    """algo.correction is left out with algo.type=spin and sppo, whose losses are of whole responses: it weighs and
+    masks tokens."""
+    algo = config.algo
+    if isinstance(algo, (SpinConfig, SppoConfig)) and algo.correction is not None:
+        yield Problem(
+            "algo.correction", "set",
+            f"weighs or masks tokens, but algo.type={algo.type!r} learns from whole responses",
+            "remove the algo.correction section",
+        )  # fmt: skip
+
+
+@_relates("algo.refresh_every_steps", "model.lora")
+def _moving_reference(config: RunConfig) -> Iterator[Problem]:
+    """algo.refresh_every_steps is 0 with model.lora, where the model without its adapters is the reference."""
+    algo = config.algo
+    if isinstance(algo, SpinConfig) and algo.refresh_every_steps and config.model.lora is not None:
+        yield Problem(
+            "algo.refresh_every_steps", algo.refresh_every_steps,
+            "asks for another reference than the model without its adapters, which model.lora makes it",
+            "set it to 0, or remove the model.lora section",
+        )  # fmt: skip
+
+
 @_relates("rollout.num_devices", "trainer.num_devices", "placement")
 def _placement(config: RunConfig) -> Iterator[Problem]:
     """rollout.num_devices equals trainer.num_devices where both are set and placement=colocated."""
@@ -418,5 +444,6 @@ RELATIONS = (
     _head_size, _key_value_heads, _reach, _adapters, _mini_batches, _sequence_a_device, _enough_problems,
     _warm_start_batches, _warm_start_schedule, _micro_batch, _operands, _scored, _answer_form, _one_supervision,
     _overlong_buffer, _reward_parts, _taught_task, _squares_of_the_trainer, _aggregation_norm,
-    _corrects_something, _bypass_weights, _bypass_mean, _placement, _whole_engines, _one_split, _schedule,
+    _corrects_something, _bypass_weights, _bypass_mean, _whole_responses,
+    _moving_reference, _placement, _whole_engines, _one_split, _schedule,
 )  # fmt: skip

@@ -71,6 +71,22 @@ class GreedyRun(RolloutRun, Protocol):
         ...
 
 
+class TaughtRun(RolloutRun, Protocol):
+    """What a flow may ask for that has a teacher."""
+
+    def teach(self, batch: BatchRef) -> BatchRef:
+        """Add what the teacher says: `teacher_logp`, or `teacher_ids` and `teacher_top_logp`."""
+        ...
+
+
+class SelfPlayRun(RolloutRun, Protocol):
+    """What a flow may ask for that compares the policy with an earlier one."""
+
+    def refresh_reference(self) -> None:
+        """Make the policy the reference, in the steps in which the algorithm says so."""
+        ...
+
+
 class ResamplingRun(RolloutRun, Protocol):
     """What a flow may ask for that generates several times a step and chooses from what came."""
 

@@ -1,0 +1,117 @@
+"""A reference that is refreshed answers as the policy does, on one rank and two, and is the same after a resume."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from rlctl_train.batch import Batch
+from rlctl_train.checksum import checksum
+from rlctl_train.sync.buckets import buckets, pack, unpack
+from tests import runs
+from tests.engine_support import make_batch, make_engine, make_model, policy_objective, weights
+
+DTYPES = ("float32", "bfloat16")
+
+
+def _trained(path: str, batch: Batch, dtype: str) -> Any:
+    """Return an actor that took a step, and so differs from its model's folder."""
+    actor = make_engine(path, compute_dtype=dtype)
+    actor.forward_backward(batch, policy_objective)
+    actor.optim_step()
+    return actor
+
+
+def _refresh(reference: Any, actor: Any) -> None:
+    """Stream weights as the controller does: packed, in buckets, in float32."""
+    for bucket in buckets(actor.weights(), 4096):
+        reference.take_weights(unpack(pack(bucket, torch.float32)))
+
+
+def _answers(path: str, batch: Batch, dtype: str) -> dict[str, Any]:
+    """Return what a reference says before and after it was refreshed from an actor, and what the actor says."""
+    actor, reference = (
+        _trained(path, batch, dtype),
+        make_engine(path, role="reference", optim=None, compute_dtype=dtype),
+    )
+    before = reference.logprobs(batch, 1.0)[0]  # leaves the last weights of a pass gathered
+    _refresh(reference, actor)
+    answers = {"before": before, "after": reference.logprobs(batch, 1.0)[0], "actor": actor.logprobs(batch, 1.0)[0]}
+    sums = {f"sum {who}": checksum(one.weights(), torch.float32) for who, one in (("ref", reference), ("actor", actor))}
+    return answers | sums | {"weights": weights(reference)}
+
+
+def _check(answers: dict[str, Any]) -> None:
+    assert (answers["after"] - answers["before"]).abs().max() > 1e-3
+    torch.testing.assert_close(answers["after"], answers["actor"], rtol=0, atol=0)
+    assert answers["sum ref"] == answers["sum actor"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_refreshed_reference_answers_as_the_policy(tmp_path: Path, dtype: str) -> None:
+    _check(_answers(make_model(tmp_path / "model"), make_batch(), dtype))
+
+
+def test_a_refreshed_reference_is_saved_and_loaded(tmp_path: Path) -> None:
+    path, batch = make_model(tmp_path / "model"), make_batch()
+    reference = make_engine(path, role="reference", optim=None)
+    _refresh(reference, _trained(path, batch, "float32"))
+    reference.save(tmp_path / "saved")
+    again = make_engine(path, role="reference", optim=None)
+    again.load(tmp_path / "saved")
+    torch.testing.assert_close(again.logprobs(batch, 1.0), reference.logprobs(batch, 1.0), rtol=0, atol=0)
+
+
+def _run_rank(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    own = make_batch().rows(list(range(rank, 10, 2)))
+    results = {dtype: _answers(str(folder / "model"), own, dtype) for dtype in DTYPES}
+    torch.save(results, folder / f"results_{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_on_two_ranks_each_takes_its_part_of_the_weights(tmp_path: Path) -> None:
+    path = make_model(tmp_path / "model")
+    mp.spawn(_run_rank, (tmp_path,), nprocs=2)  # type: ignore[attr-defined]
+    alone = weights(_trained(path, make_batch(), "float32"))
+    for rank in range(2):
+        results = torch.load(tmp_path / f"results_{rank}.pt")
+        for dtype in DTYPES:
+            _check(results[dtype])
+        torch.testing.assert_close(results["float32"]["weights"], alone, rtol=1e-3, atol=1e-4)
+
+
+SPIN = {"type": "spin", "refresh_every_steps": 2}
+
+
+def _spin_run(root: Path, **algo: Any) -> runs.RunFiles:
+    return runs.make_run(
+        root, algo=SPIN | algo, trainer={"num_steps": 8, "prompts_per_step": 8}, validation={"every_steps": 0}
+    )
+
+
+@pytest.mark.slow
+def test_in_a_run_the_policy_becomes_its_reference_and_a_resume_remembers_it(tmp_path: Path) -> None:
+    whole, parted, fixed = (_spin_run(tmp_path / name, **algo) for name, algo in (
+        ("whole", {}), ("parted", {}), ("fixed", {"refresh_every_steps": 0}),
+    ))  # fmt: skip
+    for files in (whole, fixed):
+        assert runs.run(files) == 0, runs.log(files)
+    process = runs.start(parted)
+    runs.wait_for_step(parted, process, 4)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 130 and runs.run(parted) == 0, runs.log(parted)
+    margins, resumed, unrefreshed = (
+        [line["actor/pair_margin"] for line in runs.lines(files)] for files in (whole, parted, fixed)
+    )
+    assert all(line["actor/grad_norm"] > 0 for line in runs.lines(whole)), "nothing is learnt: nothing is compared"
+    assert all(abs(margin) < 1e-5 for margin in margins[::2]), "the policy is its own reference after a refresh"
+    assert all(abs(margin) > 1e-4 for margin in margins[1::2] + unrefreshed[1:])
+    assert resumed == margins and runs.learning_trace(parted) == runs.learning_trace(whole)
