@@ -113,8 +113,8 @@ def gather(parts: Sequence[tuple[Sequence[int], Batch]], rows: Sequence[int]) ->
     """Assemble `rows` (global row numbers, also repeated) from parts that each hold some rows and some columns.
 
     A column that occurs in several parts must occur for different rows; a column is returned only if every wanted
-    row has it. Records of the same row in several parts are merged, later parts over earlier ones. Columns [S, T, ...] of
-    parts made apart get the same T, zeros on the right.
+    row has it. Records of the same row in several parts are merged, later parts over earlier ones. Columns
+    [S, T, ...] of parts made apart get the same T, zeros on the right.
     """
     place = {row: i for i, row in enumerate(dict.fromkeys(rows))}
     if len(place) < len(rows):

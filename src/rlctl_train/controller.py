@@ -22,6 +22,7 @@ from rlctl_train.batch_ref import BatchRef, Part, choose
 from rlctl_train.cluster import collect
 from rlctl_train.config.algo import DapoConfig, PpoConfig, SftConfig
 from rlctl_train.config.policy import ActorCritic
+from rlctl_train.config.preference import SpinConfig
 from rlctl_train.data.balance import balance
 from rlctl_train.data.loader import PromptRow, supervised_rows
 from rlctl_train.health import MismatchGates, check_logprob_gap
@@ -206,6 +207,7 @@ class Controller:
         assert not isinstance(algo, SftConfig)
         correction = algo.correction
         needed = self._updates_per_step > 1 or algo.kl_in_reward is not None or correction is not None
+        needed |= algo.reads_old_logp()
         bypass = correction is not None and correction.mode == "bypass"
         if self.first_step or algo.needs_sum_pi_squared or (needed and not bypass):
             with self._phase("logprobs", "old_log_prob"):
@@ -215,6 +217,11 @@ class Controller:
             with self._phase("logprobs", "ref"):
                 batch = self._on_ranks(holder, "reference_logprobs", batch)
         return batch
+
+    def teach(self, batch: BatchRef) -> BatchRef:
+        """Add what the teacher says: `teacher_logp`, or `teacher_ids` and `teacher_top_logp`."""
+        with self._phase("logprobs", "teacher"):
+            return self._on_ranks("teacher", "teach", batch)
 
     def values(self, batch: BatchRef) -> BatchRef:
         """Add `values` when there is a critic."""
@@ -306,28 +313,39 @@ class Controller:
             return
         with self._phase("sync", "update_weights"):
             self._each_rollout("wake")
-            collect([actor.start_update.remote() for actor in self._rollouts])
-            sender, *others = self._engines["actor"]
-            drained = [actor.drain_weights.remote() for actor in others]
-            stream = sender.stream_weights.options(
-                num_returns="streaming", _generator_backpressure_num_objects=4
-            ).remote()
-            *buckets, last = self._relay(stream)
-            collect([*drained, *buckets])
-            version = self.version + 1
-            received = collect([actor.finish_update.remote(version) for actor in self._rollouts])
-            expected: Any = ray.get(last)
-            for held in received:
-                compare(expected, held, version)
-            self.version = version
+            self._hand_over(self._rollouts, self._spec.plan.rollout_dtype, self.version + 1)
+            self.version += 1
             self._rollout_is_stale = False
 
-    def _relay(self, stream: Iterator[ray.ObjectRef]) -> Iterator[Any]:
-        """Forward each bucket to every rollout engine while the next is gathered; yield receipts, last the checksum."""
+    def refresh_reference(self) -> None:
+        """Make the policy the reference, in the steps in which the algorithm says so, and compare checksums."""
+        algo = self._config.algo
+        assert isinstance(algo, SpinConfig)
+        if algo.refresh_every_steps and self.step % algo.refresh_every_steps == 0:
+            with self._phase("sync", "refresh_reference"):
+                self._hand_over(self._engines["reference"], "float32", self.version)
+
+    def _hand_over(self, receivers: list[Any], dtype: str, version: int) -> None:
+        """Stream the policy's weights to every receiver, in a dtype, and compare checksums."""
+        collect([actor.start_update.remote() for actor in receivers])
+        sender, *others = self._engines["actor"]
+        drained = [actor.drain_weights.remote(dtype) for actor in others]
+        stream = sender.stream_weights.options(num_returns="streaming", _generator_backpressure_num_objects=4).remote(
+            dtype
+        )
+        *buckets, last = self._relay(stream, receivers)
+        collect([*drained, *buckets])
+        received = collect([actor.finish_update.remote(version) for actor in receivers])
+        expected: Any = ray.get(last)
+        for held in received:
+            compare(expected, held, version)
+
+    def _relay(self, stream: Iterator[ray.ObjectRef], receivers: list[Any]) -> Iterator[Any]:
+        """Forward each bucket to every receiver while the next is gathered; yield receipts, last the checksum."""
         held: ray.ObjectRef | None = None
         for ref in stream:
             if held is not None:
-                yield from [actor.update_weights.remote(held) for actor in self._rollouts]
+                yield from [actor.update_weights.remote(held) for actor in receivers]
             held = ref
         yield held
 
@@ -352,17 +370,15 @@ class Controller:
         return metrics
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write the state of every trained role; return what else must survive."""
+        """Write the state of every role that changes; return what else must survive."""
         with self._phase("checkpoint", "save_checkpoint"):
-            trained = [role for role in ("actor", "critic") if role in self._engines]
-            collect([actor.save.remote(folder) for role in trained for actor in self._engines[role]])
+            collect([actor.save.remote(folder) for role in self._changing for actor in self._engines[role]])
             scorer = {} if self._scorer is None else ray.get(self._scorer.state.remote())
         return {"version": self.version, "scorer": scorer}
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Take back what `save` wrote."""
-        trained = [role for role in ("actor", "critic") if role in self._engines]
-        collect([actor.load.remote(folder) for role in trained for actor in self._engines[role]])
+        collect([actor.load.remote(folder) for role in self._changing for actor in self._engines[role]])
         if self._scorer is not None:
             ray.get(self._scorer.load_state.remote(state["scorer"]))
         self.version = state["version"] - 1
@@ -424,6 +440,15 @@ class Controller:
         ]
         ray.wait(refs, num_returns=len(refs), fetch_local=False)
         return batch.plus(*(Part(tuple(share), ref) for share, ref in zip(shares, refs, strict=True)))
+
+    @property
+    def _changing(self) -> list[str]:
+        """Roles whose weights the run changes: those that are trained, and a reference that is refreshed."""
+        algo = self._config.algo
+        roles = ["actor", "critic"]
+        if isinstance(algo, SpinConfig) and algo.refresh_every_steps:
+            roles.append("reference")
+        return [role for role in roles if role in self._engines]
 
     def _each_rollout(self, verb: str) -> None:
         if self._spec.device != "cpu" and self._config.placement == "colocated":

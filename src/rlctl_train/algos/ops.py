@@ -24,12 +24,16 @@ WHITEN_EPS = 1e-8
 
 @dataclass(frozen=True)
 class TokenOutputs:
-    """What a model says about the response tokens, [S, T] each; None where nobody asked."""
+    """What a model says about the response tokens, [S, T] or [S, T, K] each; None where nobody asked."""
 
     logp: Tensor | None = None
     entropy: Tensor | None = None
     values: Tensor | None = None
     sum_pi_squared: Tensor | None = None
+    top_ids: Tensor | None = None
+    """The K likeliest tokens."""
+    top_logp: Tensor | None = None
+    """Log-probabilities of the K likeliest tokens or, where the batch has `teacher_ids` [S, T, K], of those."""
 
 
 @dataclass(frozen=True)

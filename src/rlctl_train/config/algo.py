@@ -19,8 +19,10 @@ from rlctl_train.config.critic_free import (
     RemaxConfig,
     RlooConfig,
 )
+from rlctl_train.config.distill import DistillConfig
 from rlctl_train.config.losses import ClipLoss, PolicyLossConfig
 from rlctl_train.config.policy import NormalizedGroup, Role
+from rlctl_train.config.preference import SpinConfig, SppoConfig
 
 
 class GrpoConfig(NormalizedGroup):
@@ -73,5 +75,8 @@ RlConfig = (
     | RemaxConfig
     | PpoConfig
     | VapoConfig
+    | SpinConfig
+    | SppoConfig
+    | DistillConfig
 )
 AlgoConfig = Annotated[RlConfig | SftConfig, Field(discriminator="type")]
