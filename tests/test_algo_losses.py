@@ -15,7 +15,7 @@ from rlctl_train.algos import ops
 from rlctl_train.algos.clip import Clip
 from rlctl_train.algos.objective import PolicyObjective, SupervisedObjective, ValueObjective
 from rlctl_train.batch import Batch
-from rlctl_train.config.algo import DapoConfig, GrpoConfig, PpoConfig, RlConfig
+from rlctl_train.config.algo import DapoConfig, GrpoConfig, PpoConfig, RlConfig, VapoConfig
 from rlctl_train.config.losses import ClipLoss
 from rlctl_train.config.policy import Aggregation, KlEstimator
 
@@ -34,7 +34,9 @@ def _batch(fill: float = 0.0) -> tuple[Batch, Tensor]:
 
     old = -column().abs()
     names = ("advantages", "ref_logp", "values", "returns")
-    batch = Batch({"response_mask": mask, "old_logp": old, **{name: column() for name in names}})
+    correct = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    columns = {"response_mask": mask, "old_logp": old, "correct": correct, **{name: column() for name in names}}
+    batch = Batch(columns)
     return batch, old + 0.4 * column()
 
 
@@ -105,6 +107,7 @@ OBJECTIVES: dict[str, Callable[[Tensor, Batch, ops.Counts], tuple[Tensor, dict[s
     "dapo": _policy(DapoConfig()),
     "entropy": _policy(GrpoConfig(entropy_coef=0.3)),
     "ppo": _policy(PpoConfig(entropy_coef=-0.1, kl_loss_coef=0.2, kl_loss_estimator="k2")),
+    "vapo": _policy(VapoConfig(lm_coef=0.7)),
     "value": lambda x, m, c: ValueObjective(PpoConfig(value_clip=0.3))(ops.TokenOutputs(values=x), m, c),
     "supervised": lambda x, m, c: SupervisedObjective()(ops.TokenOutputs(logp=x), m, c),
 }
@@ -113,7 +116,7 @@ OBJECTIVES: dict[str, Callable[[Tensor, Batch, ops.Counts], tuple[Tensor, dict[s
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradients_equal_finite_differences(name: str) -> None:
     batch, logp = _batch()
-    counts = ops.count(batch["response_mask"])
+    counts = ops.count(batch["response_mask"], batch["correct"])
     leaf = logp.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: OBJECTIVES[name](x, batch, counts)[0], (leaf,))
 
@@ -124,7 +127,7 @@ def test_nan_under_the_mask_changes_no_loss_no_metric_and_no_gradient(name: str)
     for fill in (0.0, math.nan):
         batch, logp = _batch(fill)
         leaf = logp.requires_grad_()
-        loss, metrics = OBJECTIVES[name](leaf, batch, ops.count(batch["response_mask"]))
+        loss, metrics = OBJECTIVES[name](leaf, batch, ops.count(batch["response_mask"], batch["correct"]))
         loss.backward()
         results.append([loss, *metrics.values(), leaf.grad])
     assert all(torch.equal(clean, dirty) for clean, dirty in zip(*results, strict=True))
@@ -134,7 +137,7 @@ def test_nan_under_the_mask_changes_no_loss_no_metric_and_no_gradient(name: str)
 @pytest.mark.parametrize("cut", [[8], [4, 4], [1] * 8, [5, 0, 3]], ids=str)
 def test_loss_metrics_and_gradient_do_not_depend_on_the_micro_batches(name: str, cut: list[int]) -> None:
     batch, logp = _batch()
-    counts = ops.count(batch["response_mask"])
+    counts = ops.count(batch["response_mask"], batch["correct"])
     whole = logp.clone().requires_grad_()
     loss, metrics = OBJECTIVES[name](whole, batch, counts)
     loss.backward()
@@ -177,6 +180,18 @@ def test_the_constant_divisor_is_the_users_or_the_longest_response(norm: float |
         config = GrpoConfig(aggregation=mode, aggregation_norm=divisor)  # type: ignore[arg-type]
         losses.append(_policy(config)(logp, batch, counts)[0].item())
     assert losses[0] / losses[1] == pytest.approx(expected)
+
+
+def test_vapo_adds_the_mean_negative_log_likelihood_of_right_responses() -> None:
+    batch, logp = _batch()
+    counts = ops.count(batch["response_mask"], batch["correct"])
+    without, _ = _policy(VapoConfig(lm_coef=0))(logp, batch, counts)
+    loss, metrics = _policy(VapoConfig(lm_coef=0.7))(logp, batch, counts)
+    right = (batch["response_mask"] * batch["correct"][:, None]).bool()
+    assert metrics["actor/lm_loss"].item() == pytest.approx(-logp[right].mean().item())
+    assert (loss - without).item() == pytest.approx(-0.7 * logp[right].mean().item())
+    none = batch.with_columns(correct=torch.zeros(S))
+    assert OBJECTIVES["vapo"](logp, none, ops.count(none["response_mask"], none["correct"]))[1]["actor/lm_loss"] == 0
 
 
 def test_the_value_loss_takes_the_worse_of_free_and_clipped() -> None:

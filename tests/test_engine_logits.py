@@ -48,7 +48,7 @@ def test_sums_of_squared_probabilities_come_beside_the_same_answers(chunk_tokens
     torch.testing.assert_close(squares, (torch.logsumexp(2 * z, -1) - 2 * torch.logsumexp(z, -1)).exp())
     assert not squares.requires_grad and (squares <= 1).all()
     for ours, theirs in zip((logp, entropy), token_logprobs(hidden, weight, bias, targets, 0.7, 3), strict=True):
-        assert torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_gradients_are_those_of_finite_differences() -> None:

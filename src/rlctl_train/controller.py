@@ -255,8 +255,9 @@ class Controller:
             ref, metrics = self._scorer.greedy_baseline.options(num_returns=2).remote(
                 list(greedy.records), batch.group_size, *greedy.arguments()
             )
-            for name, value in ray.get(metrics).items():
-                self._add(name, value)
+            graded: Metrics = ray.get(metrics)
+        for name, value in graded.items():
+            self._add(name, value)
         return batch.plus(Part(tuple(range(len(batch))), ref))
 
     def resample(self, batch: BatchRef) -> BatchRef:

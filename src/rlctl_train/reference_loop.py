@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 from rlctl_train.batch import Batch, length_mask, pad_rows
 from rlctl_train.config.algo import GrpoConfig, PpoConfig, RlConfig
 from rlctl_train.config.data import ArithmeticData
+from rlctl_train.config.losses import ClipLoss
 from rlctl_train.config.model import RandomModel
 from rlctl_train.config.policy import KlEstimator
 from rlctl_train.data.arithmetic import arithmetic_splits
@@ -127,6 +128,7 @@ def policy_loss(
     old = batch["old_logp"] if "old_logp" in batch else logp.detach()
     ratio = (logp - old).clamp(-20, 20).exp()
     clip = config.loss
+    assert isinstance(clip, ClipLoss), "this loop knows the clipped loss alone"
     held = ratio.clamp(1 - clip.clip_low, 1 + clip.clip_high)
     loss = torch.maximum(-advantages * ratio, -advantages * held)
     if clip.dual_clip is not None:
