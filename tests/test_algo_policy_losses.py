@@ -182,9 +182,9 @@ def test_equal_covariances_are_no_reason_to_choose_more_tokens() -> None:
 
 
 def test_draws_are_even_and_differ_from_step_to_step() -> None:
-    mask = torch.ones(200, 100)
+    places = torch.ones(200, 100).nonzero()
     first, second = (
-        random_draws(Batch({"response_mask": mask, "row": torch.arange(200), "policy_version": torch.full((200,), v)}))
+        random_draws(Batch({"row": torch.arange(200), "policy_version": torch.full((200,), v)}), places).view(200, 100)
         for v in (0, 1)
     )
     assert first.min() >= 0 and first.max() < 1 and first.unique().numel() == 20000

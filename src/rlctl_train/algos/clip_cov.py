@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlctl_train.algos.covariance import alone, covariances, highest, random_draws
+from rlctl_train.algos.covariance import alone, covariances, highest
 from rlctl_train.algos.objective import Gather, WholeBatchLoss
 from rlctl_train.algos.ops import log_ratio, select
 from rlctl_train.batch import Batch
@@ -32,9 +32,9 @@ class ClipCov(WholeBatchLoss):
         covariance, num_tokens = covariances(logp, batch, gather)
         free, clipped, _ = self._sides(logp, batch)
         within = (covariance > config.cov_low) & (covariance < config.cov_high)
-        draws = random_draws(batch)
         num = max(int(config.token_share * num_tokens), 1)
-        return {"chosen": highest(draws, mask & within & (clipped <= free), num, draws, gather)}
+        alike = torch.zeros_like(covariance)
+        return {"chosen": highest(alike, mask & within & (clipped <= free), num, batch, gather)}
 
     def __call__(self, logp: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return loss and metrics of each token [S, T] from `old_logp`, `advantages`, `response_mask` and `chosen`.

@@ -23,46 +23,49 @@ def alone(values: Tensor) -> Tensor:
 
 
 def covariances(logp: Tensor, batch: Batch, gather: Gather) -> tuple[Tensor, int]:
-    """Return (A - mean A) (logp - mean logp) of each token [S, T] in float64, and the number of tokens.
+    """Return (A - mean A) (logp - mean logp) of each token [S, T], and the number of tokens.
 
-    Both means are over the unmasked tokens of all ranks.
+    Both means, and the number, are over the unmasked tokens of all ranks.
     """
     mask = batch["response_mask"]
-    advantages, logp = select(batch["advantages"], mask).double(), select(logp, mask).double()
-    own = torch.stack([advantages.sum(), logp.sum(), mask.bool().sum().double()])
-    advantage_sum, logp_sum, num_tokens = gather(own[None]).sum(0).tolist()
+    advantages, logp = select(batch["advantages"], mask), select(logp, mask)
+    own = [values.sum(dtype=torch.float64) for values in (advantages, logp, mask.bool())]
+    advantage_sum, logp_sum, num_tokens = gather(torch.stack(own)[None]).sum(0).tolist()
     count = max(num_tokens, 1.0)
     return (advantages - advantage_sum / count) * (logp - logp_sum / count), int(num_tokens)
 
 
-def highest(scores: Tensor, candidates: Tensor, num: int, draws: Tensor, gather: Gather) -> Tensor:
-    """Return [S, T], true at the `num` candidates of all ranks with the highest scores; draws part equal scores."""
-    pairs = torch.stack([scores[candidates], draws[candidates]], -1)
+def highest(scores: Tensor, candidates: Tensor, num: int, batch: Batch, gather: Gather) -> Tensor:
+    """Return [S, T], true at the `num` candidates of all ranks with the highest scores; chance parts equal scores."""
+    kept = scores[candidates]
+    places = candidates.nonzero()
+    if len(kept) > num:
+        enough = kept >= kept.topk(num).values[-1]
+        kept, places = kept[enough], places[enough]
+    pairs = torch.stack([kept.double(), random_draws(batch, places)], -1)
     everyone = _first(gather(_first(pairs, num)), num)
-    if not len(everyone):
-        return torch.zeros_like(candidates)
-    score, draw = everyone[-1]
-    return candidates & ((scores > score) | ((scores == score) & (draws >= draw)))
+    chosen = torch.zeros_like(candidates)
+    if len(everyone):
+        score, draw = everyone[-1]
+        within = (pairs[:, 0] > score) | ((pairs[:, 0] == score) & (pairs[:, 1] >= draw))
+        chosen[tuple(places[within].T)] = True
+    return chosen
 
 
-def random_draws(batch: Batch) -> Tensor:
-    """Return a random number in [0, 1) for each token [S, T], in float64.
+def random_draws(batch: Batch, places: Tensor) -> Tensor:
+    """Return a random number in [0, 1) for each of the places (row, token) [N, 2], in float64.
 
     It follows from the weights that sampled the sequence (`policy_version`), its number in the step (`row`) and the
     token's place alone. A batch without these columns is taken for a whole mini-batch, numbered as it comes.
     """
-    mask = batch["response_mask"]
-    rows = torch.arange(len(mask), device=mask.device)
+    rows, tokens = places.T
     if "row" in batch:
-        rows = _mix(batch["policy_version"].long()) ^ batch["row"].long()
-    mixed = _mix(_mix(rows)[:, None] + torch.arange(mask.shape[1], device=mask.device))
-    return _shift(mixed, 64 - BITS).double() / 2**BITS
+        rows = _mix(batch["policy_version"].long()[rows]) ^ batch["row"].long()[rows]
+    return _shift(_mix(_mix(rows) + tokens), 64 - BITS).double() / 2**BITS
 
 
 def _first(pairs: Tensor, num: int) -> Tensor:
     """Return the `num` largest pairs (score, draw) [N, 2], largest first."""
-    if len(pairs) > num:
-        pairs = pairs[pairs[:, 0] >= pairs[:, 0].topk(num).values[-1]]
     pairs = pairs[pairs[:, 1].argsort(descending=True)]
     return pairs[pairs[:, 0].argsort(descending=True, stable=True)][:num]
 

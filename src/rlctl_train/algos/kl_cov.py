@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rlctl_train.algos.covariance import alone, covariances, highest, random_draws
+from rlctl_train.algos.covariance import alone, covariances, highest
 from rlctl_train.algos.objective import Gather, WholeBatchLoss
 from rlctl_train.algos.ops import log_ratio, select
 from rlctl_train.batch import Batch
@@ -30,7 +30,7 @@ class KlCov(WholeBatchLoss):
         covariance, num_tokens = covariances(logp, batch, gather)
         num = max(int(self.config.token_share * num_tokens), 1)
         mask = batch["response_mask"].bool()
-        return {"chosen": highest(covariance, mask, num, random_draws(batch), gather)}
+        return {"chosen": highest(covariance, mask, num, batch, gather)}
 
     def __call__(self, logp: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return loss and metrics of each token [S, T] from `old_logp`, `advantages`, `response_mask` and `chosen`.
