@@ -127,11 +127,11 @@ def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
     rewards = select(rewards, mask).double()
     if gamma == 1:
         return select(rewards.flip(-1).cumsum(-1).flip(-1), mask)
-    returns, following = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])
-    for t in reversed(range(rewards.shape[1])):
-        following = torch.where(mask[:, t].bool(), rewards[:, t] + gamma * following, following)
-        returns[:, t] = following
-    return select(returns, mask)
+    columns, written = rewards.t().contiguous(), mask.bool().t().contiguous()
+    returns, following = torch.zeros_like(columns), torch.zeros_like(columns[0])
+    for t in reversed(range(len(columns))):
+        following = returns[t] = torch.where(written[t], columns[t] + gamma * following, following)
+    return select(returns.t(), mask)
 
 
 def log_ratio(logp: Tensor, old_logp: Tensor, mask: Tensor) -> Tensor:

@@ -35,13 +35,14 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: flo
     token; lam may differ between sequences, [S]. "Next" is the next token the model wrote: a tool's reply in
     between is carried over and costs no discount.
     """
-    next_value = next_advantage = torch.zeros_like(values[:, 0])
+    # The numbers of one token lie together.
+    rewards, values, written = (x.t().contiguous() for x in (rewards, values, mask.bool()))
+    next_value = next_advantage = torch.zeros_like(values[0])
     advantages = torch.zeros_like(values)
-    for t in reversed(range(values.shape[1])):
-        written = mask[:, t].bool()
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
+    for t in reversed(range(len(values))):
+        delta = rewards[t] + gamma * next_value - values[t]
         advantage = delta + gamma * lam * next_advantage
-        next_value = torch.where(written, values[:, t], next_value)
-        next_advantage = torch.where(written, advantage, next_advantage)
-        advantages[:, t] = torch.where(written, advantage, 0.0)
-    return advantages
+        next_value = torch.where(written[t], values[t], next_value)
+        next_advantage = torch.where(written[t], advantage, next_advantage)
+        advantages[t] = next_advantage
+    return select(advantages.t(), mask)
