@@ -18,6 +18,7 @@ from rlctl_train.algos.objective import PolicyObjective
 from rlctl_train.batch import Batch
 from rlctl_train.config.algo import GrpoConfig
 from rlctl_train.config.distill import DistillConfig, SampledSignal, TopKSignal
+from rlctl_train.config.losses import ClipLoss
 
 S, T, K = 8, 5, 3
 
@@ -44,7 +45,7 @@ def make_batch(fill: float = 0.0) -> tuple[Batch, Tensor]:
 def objective(leaf: Tensor, batch: Batch, counts: ops.Counts) -> tuple[Tensor, dict[str, Tensor]]:
     made = config(signal=TopKSignal(k=K), coef=0.7, aggregation="seq-mean-token-mean")
     outputs = ops.TokenOutputs(logp=leaf[..., 0], top_logp=leaf)
-    return PolicyObjective(Clip(made.loss), made, T)(outputs, batch, counts)
+    return PolicyObjective(Clip(ClipLoss()), made, T)(outputs, batch, counts)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlctl.workload import shape_of, workload_from_config
 from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import UserError
+from rlctl_train.config.layout import RunFiles
 from rlctl_train.config.model import RandomModel
 from rlctl_train.config.relations import relation_problems
+from rlctl_train.data.loader import PromptLoader
 from rlctl_train.model_factory import make_random_model
 from rlctl_train.placement import lay_out
 from rlctl_train.prepare import prepare
@@ -49,8 +52,6 @@ def test_a_teacher_that_is_not_there_is_told_before_anything_is_trained(tmp_path
 
 
 def test_a_teacher_of_another_language_is_refused(tmp_path: Path, teacher: str) -> None:
-    from transformers import AutoTokenizer
-
     other = tmp_path / "other"
     make_random_model(TEACHER, other, seed=5)
     tokenizer = AutoTokenizer.from_pretrained(other)
@@ -70,28 +71,34 @@ def test_what_would_have_no_effect_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signal", ["sampled", "top_k"])
-def test_the_student_comes_closer_to_the_teacher(tmp_path: Path, teacher: str, signal: str) -> None:
+@pytest.mark.parametrize(("signal", "num_steps"), [("sampled", 60), ("top_k", 20)])
+def test_the_student_comes_closer_to_the_teacher(tmp_path: Path, teacher: str, signal: str, num_steps: int) -> None:
     files = runs.make_run(
         tmp_path / "run",
         plan={"trainer_devices": 2},
         algo={"type": "distill", "teacher_path": teacher, "signal": {"type": signal}, "group_size": 4},
-        trainer={"num_steps": 12, "prompts_per_step": 16, "optim": {"lr": 1e-2}},
+        trainer={"num_steps": num_steps, "prompts_per_step": 32, "optim": {"lr": 1e-2}},
         validation={"every_steps": 0},
     )
     assert runs.run(files) == 0, runs.log(files)
     name = "teacher/reverse_kl" if signal == "sampled" else "actor/teacher_kl"
     trace = [line[name] for line in runs.lines(files)]
-    assert sum(trace[-3:]) < 0.7 * sum(trace[:3]), trace
-    student = AutoModelForCausalLM.from_pretrained(files.hf)
-    before = AutoModelForCausalLM.from_pretrained(files.model)
-    wanted = AutoModelForCausalLM.from_pretrained(teacher)
-    assert distance(student, wanted) < 0.8 * distance(before, wanted)
+    assert sum(trace[-5:]) < 0.87 * sum(trace[:5]), trace
+    models = [AutoModelForCausalLM.from_pretrained(path) for path in (files.model, files.hf, teacher)]
+    before, after, wanted = (first_token(model, files) for model in models)
+    assert divergence(after, wanted) < 0.9 * divergence(before, wanted)
 
 
-def distance(student: Any, teacher: Any) -> float:
-    """Return KL(teacher || student) at the first token after a marker of an answer, mean over prompts of digits."""
-    ids = torch.tensor([[2, *(21 + (i * j) % 10 for j in range(5)), 1, 3] for i in range(16)])
+def first_token(model: Any, files: RunFiles) -> Tensor:
+    """Return the log-probabilities [prompts, V] of what comes first after the run's own training prompts."""
+    made = RunConfig.model_validate_json(files.config.read_text())
+    tokenizer = AutoTokenizer.from_pretrained(files.model)
+    loader = PromptLoader(files.data / "train.parquet", tokenizer, made.data, seed=0)
     with torch.no_grad():
-        log_nu, log_pi = (model(ids).logits[:, -1].log_softmax(-1) for model in (teacher, student))
-    return float((log_nu.exp() * (log_nu - log_pi)).sum(-1).mean())
+        rows = [model(torch.tensor([row.prompt_ids])).logits[0, -1] for row in loader.next_batch(len(loader))]
+    return torch.stack(rows).log_softmax(-1)
+
+
+def divergence(student: Tensor, teacher: Tensor) -> float:
+    """Return the KL of both directions together, mean over prompts."""
+    return float(((teacher.exp() - student.exp()) * (teacher - student)).sum(-1).mean())
