@@ -1,4 +1,4 @@
-"""A reference that is refreshed answers as the policy does, on one rank and two, and is the same after a resume."""
+"""What pairs need of engines: margins over ranks, and a reference that becomes the policy, also after a resume."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from rlctl_train.algos.objective import PolicyObjective
 from rlctl_train.batch import Batch
 from rlctl_train.checksum import checksum
+from rlctl_train.config.losses import DpoLoss
+from rlctl_train.config.preference import SpinConfig
+from rlctl_train.registry import LOSSES, load
 from rlctl_train.sync.buckets import buckets, pack, unpack
 from tests import runs
-from tests.engine_support import make_batch, make_engine, make_model, policy_objective, weights
+from tests.engine_support import gradients, make_batch, make_engine, make_model, policy_objective, weights
 
 DTYPES = ("float32", "bfloat16")
 
@@ -68,24 +72,56 @@ def test_a_refreshed_reference_is_saved_and_loaded(tmp_path: Path) -> None:
     torch.testing.assert_close(again.logprobs(batch, 1.0), reference.logprobs(batch, 1.0), rtol=0, atol=0)
 
 
+def _pair_step(path: str, own: Batch, budget: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Return metrics and gradient of DPO on 5 pairs, the last of equal scores."""
+    config = SpinConfig(loss=DpoLoss(beta=0.5))
+    objective = PolicyObjective(load(LOSSES, "dpo")(config.loss), config, max_response_tokens=12)
+    engine = make_engine(path, max_tokens_per_micro_batch=budget)
+    metrics = engine.forward_backward(own, objective, 0.8)
+    return metrics, gradients(engine)
+
+
+def _pairs() -> Batch:
+    batch, side = make_batch(), torch.tensor([1.0, -1, -1, 1, 1, -1, 1, -1, 0, 0])
+    rows = torch.arange(10)
+    numbers = {"group": rows // 2, "row": rows, "policy_version": torch.zeros_like(rows)}
+    advantages = side[:, None] * batch["response_mask"]
+    return batch.with_columns(advantages=advantages, ref_logp=batch["weight"] / 3 - 4, **numbers)
+
+
+def test_pairs_are_learnt_from_alike_however_passes_cut_them(tmp_path: Path) -> None:
+    path = make_model(tmp_path / "model")
+    metrics, grads = _pair_step(path, _pairs(), 1000)
+    assert metrics["actor/pair_tied"] > 0 and 0 < metrics["actor/pair_right"] < 1
+    for budget in (45, 20):
+        again, others = _pair_step(path, _pairs(), budget)
+        assert again == pytest.approx(metrics, rel=1e-5)
+        torch.testing.assert_close(others, grads, rtol=1e-4, atol=2e-6)
+
+
 def _run_rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     own = make_batch().rows(list(range(rank, 10, 2)))
-    results = {dtype: _answers(str(folder / "model"), own, dtype) for dtype in DTYPES}
+    results: dict[str, Any] = {dtype: _answers(str(folder / "model"), own, dtype) for dtype in DTYPES}
+    # Every pair has one response on each rank.
+    results["pairs"] = _pair_step(str(folder / "model"), _pairs().rows(list(range(rank, 10, 2))), 45)
     torch.save(results, folder / f"results_{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_on_two_ranks_each_takes_its_part_of_the_weights(tmp_path: Path) -> None:
+def test_two_ranks_may_part_pairs_and_each_takes_its_part_of_the_weights(tmp_path: Path) -> None:
     path = make_model(tmp_path / "model")
     mp.spawn(_run_rank, (tmp_path,), nprocs=2)  # type: ignore[attr-defined]
     alone = weights(_trained(path, make_batch(), "float32"))
+    metrics, grads = _pair_step(path, _pairs(), 1000)
     for rank in range(2):
         results = torch.load(tmp_path / f"results_{rank}.pt")
         for dtype in DTYPES:
             _check(results[dtype])
         torch.testing.assert_close(results["float32"]["weights"], alone, rtol=1e-3, atol=1e-4)
+        assert results["pairs"][0] == pytest.approx(metrics, rel=1e-5)
+        torch.testing.assert_close(results["pairs"][1], grads, rtol=1e-4, atol=2e-6)
 
 
 def _spin_run(root: Path) -> runs.RunFiles:
