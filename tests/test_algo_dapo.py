@@ -12,6 +12,7 @@ from rlctl_train.algos.dapo import Dapo, OverlongPenalty, overlong_penalty
 from rlctl_train.algos.grpo import Grpo
 from rlctl_train.batch import Batch, length_mask
 from rlctl_train.config.algo import DapoConfig, GrpoConfig
+from rlctl_train.config.losses import ClipLoss
 
 LENGTHS = torch.tensor([1, 5, 8, 9, 12, 16])
 
@@ -76,5 +77,6 @@ def test_with_equal_clips_advantages_and_loss_are_those_of_grpo() -> None:
 def test_the_defaults_are_the_papers() -> None:
     config = DapoConfig()
     loss = config.loss
+    assert isinstance(loss, ClipLoss)
     assert (loss.clip_low, loss.clip_high, config.aggregation, config.group_size) == (0.2, 0.28, "token-mean", 16)
     assert loss.dual_clip is None and config.roles() == ("actor",)

@@ -18,6 +18,7 @@ from rlctl_train.batch import Batch
 from rlctl_train.config.algo import DapoConfig, GrpoConfig, PpoConfig, RlConfig, VapoConfig
 from rlctl_train.config.losses import ClipLoss
 from rlctl_train.config.policy import Aggregation, KlEstimator
+from rlctl_train.registry import LOSSES, load
 
 S, T = 8, 5
 
@@ -83,7 +84,7 @@ def test_extreme_ratios_keep_the_loss_and_its_gradient_finite(
     batch = Batch({"response_mask": one, "old_logp": 0 * one, "advantages": advantage * one, "ref_logp": 0 * one})
     config = GrpoConfig(loss=ClipLoss(dual_clip=dual_clip), kl_loss_coef=0.1)
     logp = torch.full((1, 1), gap, requires_grad=True)
-    loss, _ = PolicyObjective(Clip(config.loss), config, T)(ops.TokenOutputs(logp=logp), batch, ops.count(one))
+    loss, _ = PolicyObjective(_loss(config), config, T)(ops.TokenOutputs(logp=logp), batch, ops.count(one))
     loss.backward()
     assert logp.grad is not None and torch.isfinite(loss) and torch.isfinite(logp.grad).all()
 
@@ -95,8 +96,12 @@ def test_on_policy_the_gradient_is_the_plain_policy_gradient() -> None:
     torch.testing.assert_close(logp.grad, -batch["advantages"])
 
 
+def _loss(config: RlConfig) -> Any:
+    return load(LOSSES, config.loss.type)(config.loss)
+
+
 def _policy(config: RlConfig) -> Callable[[Tensor, Batch, ops.Counts], tuple[Tensor, dict[str, Any]]]:
-    objective = PolicyObjective(Clip(config.loss), config, max_response_tokens=32)
+    objective = PolicyObjective(_loss(config), config, max_response_tokens=32)
     return lambda x, micro, counts: objective(
         ops.TokenOutputs(logp=x, entropy=0.5 * x if objective.needs_entropy else None), micro, counts
     )
@@ -157,7 +162,7 @@ def test_the_objective_is_policy_loss_less_entropy_plus_kl() -> None:
     mask, counts = batch["response_mask"], ops.count(batch["response_mask"])
     entropy = logp.square()
     config = GrpoConfig(aggregation="seq-mean-token-mean", entropy_coef=0.3, kl_loss_coef=0.2, kl_loss_estimator="k2")
-    objective = PolicyObjective(Clip(config.loss), config, T)
+    objective = PolicyObjective(_loss(config), config, T)
     loss, metrics = objective(ops.TokenOutputs(logp=logp, entropy=entropy), batch, counts)
 
     def mean(values: Tensor) -> float:
@@ -165,7 +170,7 @@ def test_the_objective_is_policy_loss_less_entropy_plus_kl() -> None:
         return float(np.mean(rows))
 
     kl = 0.5 * (logp - batch["ref_logp"]).square()
-    policy = mean(Clip(config.loss)(logp, batch)[0])
+    policy = mean(_loss(config)(logp, batch)[0])
     assert loss.item() == pytest.approx(policy - 0.3 * mean(entropy) + 0.2 * mean(kl))
     assert metrics["actor/kl_loss"].item() == pytest.approx(mean(kl))
     assert metrics["actor/entropy"].item() == pytest.approx(entropy[mask.bool()].mean().item())
@@ -209,7 +214,7 @@ def test_the_value_loss_takes_the_worse_of_free_and_clipped() -> None:
 
 
 def test_entropy_is_asked_for_only_when_it_counts() -> None:
-    needs = [PolicyObjective(Clip(c.loss), c, T).needs_entropy for c in (GrpoConfig(), GrpoConfig(entropy_coef=0.01))]
+    needs = [PolicyObjective(_loss(c), c, T).needs_entropy for c in (GrpoConfig(), GrpoConfig(entropy_coef=0.01))]
     assert needs == [False, True]
 
 

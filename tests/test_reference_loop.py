@@ -10,7 +10,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
 from rlctl_train import reference_loop
-from rlctl_train.algos.clip import Clip
 from rlctl_train.algos.grpo import Grpo
 from rlctl_train.algos.kl_control import KlController
 from rlctl_train.algos.objective import PolicyObjective, ValueObjective
@@ -20,6 +19,7 @@ from rlctl_train.config.algo import GrpoConfig, PpoConfig, RlConfig
 from rlctl_train.config.losses import ClipLoss
 from rlctl_train.config.optim import OptimConfig
 from rlctl_train.config.policy import FixedKl
+from rlctl_train.registry import LOSSES, load
 from tests.engine_support import make_batch, make_engine, make_model, weights
 
 TEMPERATURE, MAX_RESPONSE_TOKENS, STEPS = 0.8, 12, 3
@@ -39,6 +39,10 @@ def _scored_batch(model: Any) -> Batch:
     return batch.with_columns(
         rewards=rewards, old_logp=old, ref_logp=old + near, group=torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
     )
+
+
+def _loss(config: RlConfig) -> Any:
+    return load(LOSSES, config.loss.type)(config.loss)
 
 
 def _library_rewards(batch: Batch, config: RlConfig) -> Batch:
@@ -75,7 +79,7 @@ def test_grpo_agrees_step_by_step(config: GrpoConfig, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(path)
     optimizer, engine = _adamw(model), make_engine(path, optim=OPTIM, max_tokens_per_micro_batch=40)
     batch, algo = _scored_batch(model), Grpo(config)
-    objective = PolicyObjective(Clip(config.loss), config, MAX_RESPONSE_TOKENS)
+    objective = PolicyObjective(_loss(config), config, MAX_RESPONSE_TOKENS)
     coef = config.kl_in_reward.coef if config.kl_in_reward else 0.0
     for _ in range(STEPS):
         expected = reference_loop.grpo_update(
@@ -129,7 +133,7 @@ def test_ppo_agrees_step_by_step(config: PpoConfig, tmp_path: Path) -> None:
         ready = ready.with_columns(advantages=advantages.advantages, returns=advantages.returns)
         vf = critic_engine.forward_backward(ready, ValueObjective(config)) | critic_engine.optim_step()
         policy = engine.forward_backward(
-            ready, PolicyObjective(Clip(config.loss), config, MAX_RESPONSE_TOKENS), TEMPERATURE
+            ready, PolicyObjective(_loss(config), config, MAX_RESPONSE_TOKENS), TEMPERATURE
         )
         assert vf["critic/vf_loss"] == pytest.approx(expected["vf_loss"], rel=1e-4)
         assert vf["grad_norm"] == pytest.approx(expected["vf_grad_norm"], rel=1e-4)
@@ -156,7 +160,7 @@ def test_an_on_policy_batch_may_leave_out_the_old_logprobs(tmp_path: Path) -> No
     for given in (batch, on_policy):
         engine = make_engine(path, optim=OPTIM)
         ready = given.with_columns(advantages=Grpo(config).advantages(given).advantages)
-        engine.forward_backward(ready, PolicyObjective(Clip(config.loss), config, MAX_RESPONSE_TOKENS), TEMPERATURE)
+        engine.forward_backward(ready, PolicyObjective(_loss(config), config, MAX_RESPONSE_TOKENS), TEMPERATURE)
         engine.optim_step()
         results.append(weights(engine))
     for name, tensor in results[0].items():
