@@ -17,6 +17,7 @@ PARTS = [{"type": "custom", "path": f"{REWARD}:digits"}, {"type": "custom", "pat
 CRITIC = {"group_size": 2, "critic_optim": {"lr": 1e-3}}
 RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "remax": ({"type": "remax", "group_size": 2}, "reward/greedy_baseline"),
+    "sppo": ({"type": "sppo", "group_size": 2}, "actor/ppo_kl"),
     "otb": ({"type": "otb", "group_size": 2}, "health/logprob_gap"),
     "gdpo": ({"type": "gdpo", "parts": {"digits": 1.0, "any_digit": 0.5}}, "reward/any_digit"),
     "vapo": ({"type": "vapo", "critic_warmup_steps": 1, **CRITIC}, "actor/lm_loss"),
