@@ -13,6 +13,7 @@ TIMINGS = {
     "generation": "gen",
     "logprobs": "old_log_prob",
     "reference_logprobs": "ref",
+    "teacher_logprobs": "teacher",
     "values": "values",
     "actor_update": "update_actor",
     "critic_update": "update_critic",

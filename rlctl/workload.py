@@ -13,9 +13,10 @@ from rlctl_hw.types import ModelShape, Pins, Workload
 
 from rlctl_train.config import RunConfig
 from rlctl_train.config.algo import SftConfig
+from rlctl_train.config.distill import DistillConfig
 from rlctl_train.config.engine import EngineConfig, Fsdp2Config
 from rlctl_train.config.errors import UserError
-from rlctl_train.config.model import PretrainedModel, RandomModel
+from rlctl_train.config.model import RandomModel
 from rlctl_train.config.rollout import VllmRollout
 from rlctl_train.config.vocab import VOCAB
 
@@ -27,11 +28,21 @@ def shape_of(config: RunConfig) -> ModelShape:
     model = config.model
     if isinstance(model, RandomModel):
         return shape_from_config(_random_config(model))
-    folder = Path(model.path).expanduser()
-    if folder.is_dir():
-        return _shape_of_file(folder / "config.json")
-    known = known_shape(model.path) if model.revision is None else None
-    return known or _shape_of_file(_hub_config(model))
+    return _shape_at("model.path", model.path, model.revision)
+
+
+def teacher_shape(config: RunConfig) -> ModelShape | None:
+    """Return the shape of the teacher that the run's algorithm asks; None where it asks none.
+
+    A folder that is not there, such as the result of a run yet to be made, is planned for as one of the run's own shape:
+    the run itself will not start without it.
+    """
+    if not isinstance(config.algo, DistillConfig):
+        return None
+    path = config.algo.teacher_path
+    if _is_folder_name(path) and not Path(path).expanduser().is_dir():
+        return shape_of(config)
+    return _shape_at("algo.teacher_path", path, None)
 
 
 def workload_from_config(config: RunConfig, shape: ModelShape) -> Workload:
@@ -41,6 +52,7 @@ def workload_from_config(config: RunConfig, shape: ModelShape) -> Workload:
     return Workload(
         shape=shape,
         roles=config.roles(),
+        teacher=teacher_shape(config),
         group_size=1 if isinstance(config.algo, SftConfig) else config.algo.group_size,
         prompts_per_step=config.trainer.prompts_per_step,
         mini_batches=config.trainer.mini_batches_per_step,
@@ -107,33 +119,47 @@ def _random_config(model: RandomModel) -> dict[str, Any]:
     }
 
 
-def _shape_of_file(file: Path) -> ModelShape:
+def _shape_at(key: str, path: str, revision: str | None) -> ModelShape:
+    """Return the shape of the model that a setting names: a folder, a built-in one, or one of the hub."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return _shape_of_file(key, folder / "config.json")
+    known = known_shape(path) if revision is None else None
+    return known or _shape_of_file(key, _hub_config(key, path, revision))
+
+
+def _shape_of_file(key: str, file: Path) -> ModelShape:
     try:
         return shape_from_file(file)
     except FileNotFoundError as error:
         raise UserError(
-            f"model.path: no config.json in {file.parent}", "give a folder that holds a Hugging Face model"
+            f"{key}: no config.json in {file.parent}", "give a folder that holds a Hugging Face model"
         ) from error
     except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"model.path: {file} cannot be read: {error}", "write the model folder anew") from error
+        raise UserError(f"{key}: {file} cannot be read: {error}", "write the model folder anew") from error
     except ValueError as error:
-        raise UserError(f"model.path: {file}: {error}", "choose a model of one of these architectures") from error
+        raise UserError(f"{key}: {file}: {error}", "choose a model of one of these architectures") from error
 
 
-def _hub_config(model: PretrainedModel) -> Path:
+def _hub_config(key: str, path: str, revision: str | None) -> Path:
     """Return config.json from the hub or from its cache."""
     way_out = f"give a folder with config.json, or one of {', '.join(known_ids())}"
-    if Path(model.path).is_absolute() or model.path.startswith((".", "~")) or model.path.count("/") > 1:
-        raise UserError(f"model.path: no such folder: {model.path}", way_out)
+    if _is_folder_name(path):
+        raise UserError(f"{key}: no such folder: {path}", way_out)
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
         raise UserError(
-            f"model.path={model.path}: the size of this model is not built in and the hub client is not installed",
+            f"{key}={path}: the size of this model is not built in and the hub client is not installed",
             f"{way_out}, or pip install 'rlctl[train]'",
         ) from error
     try:
-        return Path(hf_hub_download(model.path, "config.json", revision=model.revision))
+        return Path(hf_hub_download(path, "config.json", revision=revision))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.path={model.path}: config.json is not in the hub's reach: {reason}", way_out) from error
+        raise UserError(f"{key}={path}: config.json is not in the hub's reach: {reason}", way_out) from error
+
+
+def _is_folder_name(path: str) -> bool:
+    """Say whether a path cannot name a model of the hub."""
+    return Path(path).is_absolute() or path.startswith((".", "~")) or path.count("/") > 1

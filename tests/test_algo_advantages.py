@@ -12,7 +12,8 @@ from rlctl_train.algos.grpo import Grpo
 from rlctl_train.algos.kl_control import KlController
 from rlctl_train.algos.ppo import Ppo, gae
 from rlctl_train.batch import Batch
-from rlctl_train.config.algo import AdaptiveKl, FixedKl, GrpoConfig, PpoConfig
+from rlctl_train.config.algo import GrpoConfig, PpoConfig
+from rlctl_train.config.policy import AdaptiveKl, FixedKl
 
 LENGTHS = [3, 5, 1, 4, 2, 5]
 

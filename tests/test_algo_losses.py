@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from rlctl_train.algos import ops
-from rlctl_train.algos.dapo import Dapo
-from rlctl_train.algos.grpo import Grpo
+from rlctl_train.algos.clip import Clip
 from rlctl_train.algos.objective import PolicyObjective, SupervisedObjective, ValueObjective
-from rlctl_train.algos.ppo import Ppo
 from rlctl_train.batch import Batch
-from rlctl_train.config.algo import Aggregation, DapoConfig, GrpoConfig, KlEstimator, PpoConfig, RlConfig
+from rlctl_train.config.algo import DapoConfig, GrpoConfig, PpoConfig, RlConfig, VapoConfig
+from rlctl_train.config.losses import ClipLoss
+from rlctl_train.config.policy import Aggregation, KlEstimator
+from rlctl_train.registry import LOSSES, load
 
 S, T = 8, 5
 
@@ -34,11 +35,13 @@ def _batch(fill: float = 0.0) -> tuple[Batch, Tensor]:
 
     old = -column().abs()
     names = ("advantages", "ref_logp", "values", "returns")
-    batch = Batch({"response_mask": mask, "old_logp": old, **{name: column() for name in names}})
+    correct = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    columns = {"response_mask": mask, "old_logp": old, "correct": correct, **{name: column() for name in names}}
+    batch = Batch(columns)
     return batch, old + 0.4 * column()
 
 
-def _numpy_clip(logp: float, old: float, advantage: float, config: RlConfig) -> tuple[float, int, int]:
+def _numpy_clip(logp: float, old: float, advantage: float, config: ClipLoss) -> tuple[float, int, int]:
     ratio = math.exp(min(max(logp - old, -20), 20))
     free = -advantage * ratio
     clipped = -advantage * min(max(ratio, 1 - config.clip_low), 1 + config.clip_high)
@@ -48,25 +51,13 @@ def _numpy_clip(logp: float, old: float, advantage: float, config: RlConfig) -> 
     return min(loss, bound), int(clipped > free), int(loss > bound)
 
 
-CONFIGS = [
-    GrpoConfig(),
-    GrpoConfig(clip_low=0.1, clip_high=0.28, dual_clip=1.2),
-    GrpoConfig(dual_clip=None),
-    PpoConfig(),
-    DapoConfig(),
-]
-
-
-def _algo(config: RlConfig) -> Dapo | Grpo | Ppo:
-    if isinstance(config, DapoConfig):
-        return Dapo(config)
-    return Grpo(config) if isinstance(config, GrpoConfig) else Ppo(config)
+CONFIGS = [ClipLoss(), ClipLoss(clip_low=0.1, clip_high=0.28, dual_clip=1.2), DapoConfig().loss]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_the_policy_loss_of_each_token_equals_its_formula(config: RlConfig) -> None:
+def test_the_policy_loss_of_each_token_equals_its_formula(config: ClipLoss) -> None:
     batch, logp = _batch()
-    loss, metrics = _algo(config).loss(logp, batch)
+    loss, metrics = Clip(config)(logp, batch)
     for i, t in np.argwhere(batch["response_mask"].numpy()):
         old, advantage = batch["old_logp"][i, t].item(), batch["advantages"][i, t].item()
         expected, clipped, lower = _numpy_clip(logp[i, t].item(), old, advantage, config)
@@ -79,7 +70,7 @@ def test_the_policy_loss_of_each_token_equals_its_formula(config: RlConfig) -> N
 
 def test_the_fixture_reaches_both_clips() -> None:
     batch, logp = _batch()
-    _, metrics = Grpo(CONFIGS[1]).loss(logp, batch)  # type: ignore[arg-type]
+    _, metrics = Clip(CONFIGS[1])(logp, batch)
     assert metrics["actor/pg_clipfrac"].sum() > 2 and metrics["actor/pg_clipfrac_lower"].sum() > 0
 
 
@@ -91,9 +82,9 @@ def test_extreme_ratios_keep_the_loss_and_its_gradient_finite(
 ) -> None:
     one = torch.ones(1, 1)
     batch = Batch({"response_mask": one, "old_logp": 0 * one, "advantages": advantage * one, "ref_logp": 0 * one})
-    config = GrpoConfig(dual_clip=dual_clip, kl_loss_coef=0.1)
+    config = GrpoConfig(loss=ClipLoss(dual_clip=dual_clip), kl_loss_coef=0.1)
     logp = torch.full((1, 1), gap, requires_grad=True)
-    loss, _ = PolicyObjective(Grpo(config), config, T)(ops.TokenOutputs(logp=logp), batch, ops.count(one))
+    loss, _ = PolicyObjective(_loss(config), config, T)(ops.TokenOutputs(logp=logp), batch, ops.count(one))
     loss.backward()
     assert logp.grad is not None and torch.isfinite(loss) and torch.isfinite(logp.grad).all()
 
@@ -101,12 +92,16 @@ def test_extreme_ratios_keep_the_loss_and_its_gradient_finite(
 def test_on_policy_the_gradient_is_the_plain_policy_gradient() -> None:
     batch, _ = _batch()
     logp = batch["old_logp"].clone().requires_grad_()
-    Grpo(GrpoConfig()).loss(logp, batch)[0].sum().backward()
+    Clip(ClipLoss())(logp, batch)[0].sum().backward()
     torch.testing.assert_close(logp.grad, -batch["advantages"])
 
 
+def _loss(config: RlConfig) -> Any:
+    return load(LOSSES, config.loss.type)(config.loss)
+
+
 def _policy(config: RlConfig) -> Callable[[Tensor, Batch, ops.Counts], tuple[Tensor, dict[str, Any]]]:
-    objective = PolicyObjective(_algo(config), config, max_response_tokens=32)
+    objective = PolicyObjective(_loss(config), config, max_response_tokens=32)
     return lambda x, micro, counts: objective(
         ops.TokenOutputs(logp=x, entropy=0.5 * x if objective.needs_entropy else None), micro, counts
     )
@@ -117,6 +112,7 @@ OBJECTIVES: dict[str, Callable[[Tensor, Batch, ops.Counts], tuple[Tensor, dict[s
     "dapo": _policy(DapoConfig()),
     "entropy": _policy(GrpoConfig(entropy_coef=0.3)),
     "ppo": _policy(PpoConfig(entropy_coef=-0.1, kl_loss_coef=0.2, kl_loss_estimator="k2")),
+    "vapo": _policy(VapoConfig(lm_coef=0.7)),
     "value": lambda x, m, c: ValueObjective(PpoConfig(value_clip=0.3))(ops.TokenOutputs(values=x), m, c),
     "supervised": lambda x, m, c: SupervisedObjective()(ops.TokenOutputs(logp=x), m, c),
 }
@@ -125,7 +121,7 @@ OBJECTIVES: dict[str, Callable[[Tensor, Batch, ops.Counts], tuple[Tensor, dict[s
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradients_equal_finite_differences(name: str) -> None:
     batch, logp = _batch()
-    counts = ops.count(batch["response_mask"])
+    counts = ops.count(batch["response_mask"], batch["correct"])
     leaf = logp.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: OBJECTIVES[name](x, batch, counts)[0], (leaf,))
 
@@ -136,7 +132,7 @@ def test_nan_under_the_mask_changes_no_loss_no_metric_and_no_gradient(name: str)
     for fill in (0.0, math.nan):
         batch, logp = _batch(fill)
         leaf = logp.requires_grad_()
-        loss, metrics = OBJECTIVES[name](leaf, batch, ops.count(batch["response_mask"]))
+        loss, metrics = OBJECTIVES[name](leaf, batch, ops.count(batch["response_mask"], batch["correct"]))
         loss.backward()
         results.append([loss, *metrics.values(), leaf.grad])
     assert all(torch.equal(clean, dirty) for clean, dirty in zip(*results, strict=True))
@@ -146,7 +142,7 @@ def test_nan_under_the_mask_changes_no_loss_no_metric_and_no_gradient(name: str)
 @pytest.mark.parametrize("cut", [[8], [4, 4], [1] * 8, [5, 0, 3]], ids=str)
 def test_loss_metrics_and_gradient_do_not_depend_on_the_micro_batches(name: str, cut: list[int]) -> None:
     batch, logp = _batch()
-    counts = ops.count(batch["response_mask"])
+    counts = ops.count(batch["response_mask"], batch["correct"])
     whole = logp.clone().requires_grad_()
     loss, metrics = OBJECTIVES[name](whole, batch, counts)
     loss.backward()
@@ -166,7 +162,7 @@ def test_the_objective_is_policy_loss_less_entropy_plus_kl() -> None:
     mask, counts = batch["response_mask"], ops.count(batch["response_mask"])
     entropy = logp.square()
     config = GrpoConfig(aggregation="seq-mean-token-mean", entropy_coef=0.3, kl_loss_coef=0.2, kl_loss_estimator="k2")
-    objective = PolicyObjective(Grpo(config), config, T)
+    objective = PolicyObjective(_loss(config), config, T)
     loss, metrics = objective(ops.TokenOutputs(logp=logp, entropy=entropy), batch, counts)
 
     def mean(values: Tensor) -> float:
@@ -174,7 +170,7 @@ def test_the_objective_is_policy_loss_less_entropy_plus_kl() -> None:
         return float(np.mean(rows))
 
     kl = 0.5 * (logp - batch["ref_logp"]).square()
-    policy = mean(Grpo(config).loss(logp, batch)[0])
+    policy = mean(_loss(config)(logp, batch)[0])
     assert loss.item() == pytest.approx(policy - 0.3 * mean(entropy) + 0.2 * mean(kl))
     assert metrics["actor/kl_loss"].item() == pytest.approx(mean(kl))
     assert metrics["actor/entropy"].item() == pytest.approx(entropy[mask.bool()].mean().item())
@@ -189,6 +185,18 @@ def test_the_constant_divisor_is_the_users_or_the_longest_response(norm: float |
         config = GrpoConfig(aggregation=mode, aggregation_norm=divisor)  # type: ignore[arg-type]
         losses.append(_policy(config)(logp, batch, counts)[0].item())
     assert losses[0] / losses[1] == pytest.approx(expected)
+
+
+def test_vapo_adds_the_mean_negative_log_likelihood_of_right_responses() -> None:
+    batch, logp = _batch()
+    counts = ops.count(batch["response_mask"], batch["correct"])
+    without, _ = _policy(VapoConfig(lm_coef=0))(logp, batch, counts)
+    loss, metrics = _policy(VapoConfig(lm_coef=0.7))(logp, batch, counts)
+    right = (batch["response_mask"] * batch["correct"][:, None]).bool()
+    assert metrics["actor/lm_loss"].item() == pytest.approx(-logp[right].mean().item())
+    assert (loss - without).item() == pytest.approx(-0.7 * logp[right].mean().item())
+    none = batch.with_columns(correct=torch.zeros(S))
+    assert OBJECTIVES["vapo"](logp, none, ops.count(none["response_mask"], none["correct"]))[1]["actor/lm_loss"] == 0
 
 
 def test_the_value_loss_takes_the_worse_of_free_and_clipped() -> None:
@@ -206,7 +214,7 @@ def test_the_value_loss_takes_the_worse_of_free_and_clipped() -> None:
 
 
 def test_entropy_is_asked_for_only_when_it_counts() -> None:
-    needs = [PolicyObjective(Grpo(c), c, T).needs_entropy for c in (GrpoConfig(), GrpoConfig(entropy_coef=0.01))]
+    needs = [PolicyObjective(_loss(c), c, T).needs_entropy for c in (GrpoConfig(), GrpoConfig(entropy_coef=0.01))]
     assert needs == [False, True]
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rlctl_train.algos import ops
-from rlctl_train.config.algo import Aggregation, KlEstimator
+from rlctl_train.config.policy import Aggregation, KlEstimator
 
 MODES = get_args(Aggregation)
 ESTIMATORS = get_args(KlEstimator)

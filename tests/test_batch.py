@@ -21,6 +21,11 @@ def test_gather_returns_wanted_rows_in_the_order_asked():
     assert [record["row"] for record in batch.records] == [3, 0, 1]
 
 
+def test_gather_repeats_rows_that_are_asked_for_repeatedly():
+    whole = gather([([0, 1], Batch({"x": torch.tensor([5, 6])}, ({"n": 0}, {"n": 1})))], [1, 0, 1, 1])
+    assert whole["x"].tolist() == [6, 5, 6, 6] and [record["n"] for record in whole.records] == [1, 0, 1, 1]
+
+
 def test_gather_leaves_out_columns_that_some_row_lacks():
     parts = [((0, 1), columns([0, 1])), ((1,), Batch({"score": torch.tensor([1.0])}))]
     assert "score" not in gather(parts, [0, 1])

@@ -51,3 +51,10 @@ def test_parts_of_which_nothing_is_chosen_are_left_behind() -> None:
 def test_a_chosen_batch_can_be_chosen_from_again() -> None:
     batch = choose([(choose([(made(0, [[0, 1], [2, 3], [4, 5]], width=2), [0, 2])]), [1])])
     assert opened(batch)["score"].tolist() == [4.0, 5.0]
+
+
+def test_rows_to_learn_from_are_whole_groups_or_what_was_drawn() -> None:
+    batch = made(0, [[0, 1], [2, 3]], width=2)
+    assert batch.learnt_groups() == [[0, 1], [2, 3]]
+    drawn = batch.resampled([3, 0, 3, 3])
+    assert drawn.learnt_groups() == [[0], [3], [3], [3]] and len(drawn) == 4

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from rlctl_train import reference_loop
 from rlctl_train.algos.ops import Counts, TokenOutputs
 from rlctl_train.batch import Batch
 from rlctl_train.config.errors import PREFLIGHT, UserError
@@ -54,6 +56,17 @@ def test_other_architectures_agree_with_transformers(tmp_path: Path, architectur
     engine = make_engine(path)
     engine.forward_backward(batch, policy_objective)
     torch.testing.assert_close(gradients(engine), grads, **CLOSE)
+
+
+@pytest.mark.parametrize("budget", [1000, 20])
+def test_sums_of_squared_probabilities_are_those_of_plain_transformers(path: str, budget: int) -> None:
+    batch = make_batch()
+    logp, squares = make_engine(path, max_tokens_per_micro_batch=budget).logprobs_and_squares(batch, 0.8)
+    torch.testing.assert_close(logp, reference(path, batch, 0.8)[0], **CLOSE)
+    model, mask = AutoModelForCausalLM.from_pretrained(path), batch["response_mask"].bool()
+    ids, before = reference_loop.sequences(batch)
+    probs = (model(input_ids=ids).logits / 0.8).softmax(-1)[torch.arange(len(ids))[:, None], before]
+    torch.testing.assert_close(squares[mask], probs.square().sum(-1)[mask].detach(), **CLOSE)
 
 
 def test_the_order_of_rows_does_not_matter(path: str) -> None:

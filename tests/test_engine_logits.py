@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlctl_train.engines.logits import token_logprobs
+from rlctl_train.engines.logits import token_logprobs, token_logprobs_and_squares
 
 
 def inputs(num_tokens: int = 7, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -36,6 +36,18 @@ def test_values_and_gradients_are_those_of_plain_log_softmax(chunk_tokens: int, 
         (logp.sin().sum() + entropy.square().sum()).backward()
         results.append([logp, entropy, *(leaf.grad for leaf in leaves)])
     for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 3, 100])
+def test_sums_of_squared_probabilities_come_beside_the_same_answers(chunk_tokens: int) -> None:
+    hidden, weight, bias = inputs()
+    targets = torch.arange(7)
+    logp, entropy, squares = token_logprobs_and_squares(hidden, weight, bias, targets, 0.7, chunk_tokens)
+    z = torch.nn.functional.linear(hidden, weight, bias) / 0.7
+    torch.testing.assert_close(squares, (torch.logsumexp(2 * z, -1) - 2 * torch.logsumexp(z, -1)).exp())
+    assert not squares.requires_grad and (squares <= 1).all()
+    for ours, theirs in zip((logp, entropy), token_logprobs(hidden, weight, bias, targets, 0.7, 3), strict=True):
         torch.testing.assert_close(ours, theirs)
 
 

@@ -10,8 +10,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from rlctl_train.algos.objective import PolicyObjective
 from rlctl_train.batch import Batch
+from rlctl_train.config.algo import GrpoConfig
+from rlctl_train.config.losses import ClipCovLoss, KlCovLoss
 from rlctl_train.engines.sharding import full
+from rlctl_train.registry import LOSSES, load
 from tests.engine_support import (
     gradients,
     make_batch,
@@ -36,6 +40,21 @@ CASES: list[dict[str, Any]] = [
     for packing in (True, False)
     for share in (("even", "uneven", "none") if packing and budget == 45 else ("uneven",))
 ]
+
+
+COVARIANCE_LOSSES = (ClipCovLoss(token_share=0.1, cov_low=0.0), KlCovLoss(token_share=0.1))
+
+
+def covariance_objective(loss: ClipCovLoss | KlCovLoss) -> PolicyObjective:
+    """Make an objective that chooses a few tokens of the whole mini-batch."""
+    return PolicyObjective(load(LOSSES, loss.type)(loss), GrpoConfig(loss=loss), max_response_tokens=12)
+
+
+def sampled(batch: Batch) -> Batch:
+    """Return the batch as if some engine had sampled it: with advantages, old log-probabilities and row numbers."""
+    rows = torch.arange(len(batch))
+    columns = {"advantages": batch["weight"], "old_logp": batch["weight"] / 3 - 4}
+    return batch.with_columns(**columns, row=rows, policy_version=torch.full_like(rows, 2))
 
 
 def train(engine: Any, batch: Batch, num_steps: int) -> list[float]:
@@ -63,6 +82,13 @@ def run_rank(rank: int, folder: Path) -> None:
         metrics = engine.forward_backward(own, policy_objective, 0.8)
         results[number] = (logp, metrics, gradients(engine), engine.optim_step(), weights(engine))
     own = batch.rows(SHARES["even"][rank])
+
+    for loss in COVARIANCE_LOSSES:
+        for share, rows in SHARES.items():
+            engine = make_engine(paths[True], max_tokens_per_micro_batch=45)
+            given = sampled(batch).rows(rows[rank]) if rows[rank] else Batch({})
+            metrics = engine.forward_backward(given, covariance_objective(loss), 0.8)
+            results[loss.type, share] = (metrics, gradients(engine))
 
     critic = make_engine(paths[True], role="critic", max_tokens_per_micro_batch=45)
     results["critic"] = (critic.forward_backward(own, value_objective), gradients(critic))
@@ -141,6 +167,20 @@ def test_ranks_agree_on_norm_and_weights_after_a_step(results: list[dict[Any, An
     assert steps[0] == steps[1]
     assert steps[0]["grad_norm"] == pytest.approx(norm, rel=1e-5)
     torch.testing.assert_close(results[0][case][4], results[1][case][4], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("loss", COVARIANCE_LOSSES, ids=lambda loss: loss.type)
+@pytest.mark.parametrize("share", SHARES)
+def test_tokens_chosen_of_the_whole_mini_batch_are_the_same_on_two_ranks(
+    results: list[dict[Any, Any]], folder: Path, loss: ClipCovLoss | KlCovLoss, share: str
+) -> None:
+    alone = make_engine(str(folder / "tied"))
+    expected = alone.forward_backward(sampled(make_batch()), covariance_objective(loss), 0.8)
+    assert expected["actor/pg_covfrac"] > 0.05
+    for result in results:
+        metrics, grads = result[loss.type, share]
+        assert metrics == pytest.approx(expected, rel=1e-5)
+        torch.testing.assert_close(grads, gradients(alone), **CLOSE)
 
 
 def test_a_critic_has_the_same_gradients_on_two_ranks(results: list[dict[Any, Any]], folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rlctl_train.flows import on_policy, supervised
+from rlctl_train.flows import distill, on_policy, remax, spin, supervised
 
 
 class Recorder:
@@ -23,7 +23,31 @@ def test_the_on_policy_step_generates_judges_learns_and_syncs() -> None:
     run = Recorder()
     on_policy.step(run, [])
     assert run.called == [
-        "generate", "score", "logprobs", "values", "advantages", "update_critic", "update_actor", "sync",
+        "generate", "score", "logprobs", "values", "advantages", "resample", "update_critic", "update_actor", "sync",
+    ]  # fmt: skip
+
+
+def test_the_step_of_remax_compares_with_a_greedy_response() -> None:
+    run = Recorder()
+    remax.step(run, [])
+    assert run.called == [
+        "generate", "score", "greedy_baseline", "logprobs", "advantages", "update_actor", "sync",
+    ]  # fmt: skip
+
+
+def test_the_step_of_distillation_asks_the_teacher_before_it_learns() -> None:
+    run = Recorder()
+    distill.step(run, [])
+    assert run.called == [
+        "generate", "score", "logprobs", "teach", "advantages", "update_actor", "sync",
+    ]  # fmt: skip
+
+
+def test_the_step_of_spin_ends_by_looking_after_its_reference() -> None:
+    run = Recorder()
+    spin.step(run, [])
+    assert run.called == [
+        "generate", "score", "logprobs", "advantages", "update_actor", "sync", "refresh_reference",
     ]  # fmt: skip
 
 

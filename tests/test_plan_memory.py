@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rlctl_hw.memory import bands, memory, peak_gib, phase_gib, phases_of
 from rlctl_hw.needs import PARTS, PHASES
 from rlctl_hw.params import kv_bytes_per_token
-from rlctl_hw.training_memory import role_params
+from rlctl_hw.training_memory import busy_role, role_params
 from rlctl_hw.types import Layout, Mesh, Savings, Workload
 
 from tests.plans import TINY, built_in, workload, workloads
@@ -169,3 +169,28 @@ def test_the_peak_is_the_fullest_phase():
     phase, gib = peak_gib(parts)
     assert gib == max(all_phases(workload(), ON_CPU))
     assert phase in PHASES
+
+
+def test_a_teacher_takes_what_a_reference_of_its_size_does_and_has_no_adapters() -> None:
+    taught = workload(built_in("0.5B"), roles=("actor", "teacher"), teacher=built_in("7B"))
+    alike = workload(built_in("7B"), roles=("actor", "reference"))
+    for layout in (ON_GPU, ON_CPU):
+        for name in ("weights", "optimizer"):
+            own, reference = (
+                part(asked, layout, "generation", name)
+                - part(replace(asked, roles=("actor",), teacher=None), layout, "generation", name)
+                for asked in (taught, alike)
+            )
+            assert own == pytest.approx(reference)
+    frozen = replace(taught, lora_rank=8)
+    alone = replace(frozen, roles=("actor",), teacher=None)
+    whole = role_params(built_in("7B"), "teacher") * 4 / GIB
+    found = part(frozen, ON_CPU, "generation", "weights") - part(alone, ON_CPU, "generation", "weights")
+    assert found == pytest.approx(whole)
+
+
+def test_a_larger_teacher_is_what_takes_most_while_log_probabilities_are_computed() -> None:
+    taught = workload(built_in("0.5B"), roles=("actor", "teacher"), teacher=built_in("7B"))
+    same = replace(taught, teacher=taught.shape)
+    assert phase_gib("logprobs", taught, ON_GPU) - phase_gib("generation", taught, ON_GPU) > 0
+    assert (busy_role("logprobs", taught), busy_role("logprobs", same)) == ("teacher", "actor")

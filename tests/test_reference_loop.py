@@ -15,8 +15,11 @@ from rlctl_train.algos.kl_control import KlController
 from rlctl_train.algos.objective import PolicyObjective, ValueObjective
 from rlctl_train.algos.ppo import Ppo
 from rlctl_train.batch import Batch
-from rlctl_train.config.algo import FixedKl, GrpoConfig, PpoConfig, RlConfig
+from rlctl_train.config.algo import GrpoConfig, PpoConfig, RlConfig
+from rlctl_train.config.losses import ClipLoss
 from rlctl_train.config.optim import OptimConfig
+from rlctl_train.config.policy import FixedKl
+from rlctl_train.registry import LOSSES, load
 from tests.engine_support import make_batch, make_engine, make_model, weights
 
 TEMPERATURE, MAX_RESPONSE_TOKENS, STEPS = 0.8, 12, 3
@@ -38,6 +41,10 @@ def _scored_batch(model: Any) -> Batch:
     )
 
 
+def _loss(config: RlConfig) -> Any:
+    return load(LOSSES, config.loss.type)(config.loss)
+
+
 def _library_rewards(batch: Batch, config: RlConfig) -> Batch:
     if config.kl_in_reward is None:
         return batch
@@ -57,8 +64,10 @@ def _assert_same_weights(engine: Any, model: Any) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        GrpoConfig(clip_low=0.05, clip_high=0.05),
-        GrpoConfig(normalize_std=False, aggregation="seq-mean-token-sum-norm", entropy_coef=0.05, dual_clip=None),
+        GrpoConfig(loss=ClipLoss(clip_low=0.05, clip_high=0.05)),
+        GrpoConfig(
+            normalize_std=False, aggregation="seq-mean-token-sum-norm", entropy_coef=0.05, loss=ClipLoss(dual_clip=None)
+        ),
         GrpoConfig(aggregation="seq-mean-token-mean", kl_loss_coef=0.3, kl_in_reward=FixedKl(coef=0.2)),
         GrpoConfig(aggregation="seq-mean-token-sum", kl_loss_coef=0.3, kl_loss_estimator="k1+"),
         GrpoConfig(aggregation="token-sum", kl_loss_coef=0.3, kl_loss_estimator="abs"),
@@ -70,7 +79,7 @@ def test_grpo_agrees_step_by_step(config: GrpoConfig, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(path)
     optimizer, engine = _adamw(model), make_engine(path, optim=OPTIM, max_tokens_per_micro_batch=40)
     batch, algo = _scored_batch(model), Grpo(config)
-    objective = PolicyObjective(algo, config, MAX_RESPONSE_TOKENS)
+    objective = PolicyObjective(_loss(config), config, MAX_RESPONSE_TOKENS)
     coef = config.kl_in_reward.coef if config.kl_in_reward else 0.0
     for _ in range(STEPS):
         expected = reference_loop.grpo_update(
@@ -123,7 +132,9 @@ def test_ppo_agrees_step_by_step(config: PpoConfig, tmp_path: Path) -> None:
         assert advantages.returns is not None
         ready = ready.with_columns(advantages=advantages.advantages, returns=advantages.returns)
         vf = critic_engine.forward_backward(ready, ValueObjective(config)) | critic_engine.optim_step()
-        policy = engine.forward_backward(ready, PolicyObjective(algo, config, MAX_RESPONSE_TOKENS), TEMPERATURE)
+        policy = engine.forward_backward(
+            ready, PolicyObjective(_loss(config), config, MAX_RESPONSE_TOKENS), TEMPERATURE
+        )
         assert vf["critic/vf_loss"] == pytest.approx(expected["vf_loss"], rel=1e-4)
         assert vf["grad_norm"] == pytest.approx(expected["vf_grad_norm"], rel=1e-4)
         assert _total(policy, config) == pytest.approx(expected["loss"], rel=1e-4, abs=1e-6)
@@ -149,7 +160,7 @@ def test_an_on_policy_batch_may_leave_out_the_old_logprobs(tmp_path: Path) -> No
     for given in (batch, on_policy):
         engine = make_engine(path, optim=OPTIM)
         ready = given.with_columns(advantages=Grpo(config).advantages(given).advantages)
-        engine.forward_backward(ready, PolicyObjective(Grpo(config), config, MAX_RESPONSE_TOKENS), TEMPERATURE)
+        engine.forward_backward(ready, PolicyObjective(_loss(config), config, MAX_RESPONSE_TOKENS), TEMPERATURE)
         engine.optim_step()
         results.append(weights(engine))
     for name, tensor in results[0].items():

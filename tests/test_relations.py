@@ -16,6 +16,12 @@ BASE: dict[str, Any] = {
     "rollout": {"type": "hf", "max_response_tokens": 16},
 }
 
+NORMALISED_BYPASS = {
+    "type": "grpo",
+    "loss": {"type": "gpg"},
+    "correction": {"mode": "bypass", "weights": {"normalize": True}},
+}
+
 
 def problems(**sections: dict[str, Any] | None) -> list[str]:
     merged = {**BASE}
@@ -45,6 +51,11 @@ def test_a_sound_config_has_no_problems() -> None:
         ("reward", {"reward": None}),
         ("reward.type", {"reward": {"type": "gsm8k"}}),
         ("algo.aggregation_norm", {"algo": {"type": "grpo", "aggregation_norm": 5}}),
+        ("algo.correction", {"algo": {"type": "grpo", "correction": {}}}),
+        ("algo.correction.weights", {"algo": {"type": "grpo", "correction": {"mode": "bypass", "weights": {}}}}),
+        ("algo.correction.weights.normalize", {"algo": NORMALISED_BYPASS}),
+        ("algo.correction", {"algo": {"type": "sppo", "correction": {"veto": 1e-4}}}),
+        ("algo.refresh_every_steps", {"algo": {"type": "spin"}, "model": {"lora": {}}}),
         ("algo.overlong_buffer_tokens", {"algo": {"type": "dapo", "overlong_buffer_tokens": 17}}),
         ("warm_start", {"warm_start": {}, "algo": {"type": "sft"}}),
         ("rollout.num_devices", {"trainer": {"num_devices": 1}, "rollout": {"num_devices": 2}}),

@@ -39,7 +39,7 @@ def test_a_resumed_run_draws_the_same_groups_and_learns_the_same_bit_for_bit(tmp
 
 
 def test_with_equal_clips_and_nothing_replaced_a_run_is_grpos_bit_for_bit(tmp_path: Path) -> None:
-    same = {"group_size": 4, "clip_high": 0.2, "dual_clip": 3.0}
+    same = {"group_size": 4, "loss": {"type": "clip"}}
     trainer = {"num_steps": 3, "mini_batches_per_step": 2}
     traces = []
     for algo in ({"type": "grpo"}, {"type": "dapo", "max_rounds": 1, "overlong_penalty": 0}):

@@ -9,7 +9,7 @@ from rlctl_hw.calculator import estimate
 from rlctl_hw.calculator.overheads import DOUBT, communication, context
 from rlctl_hw.calculator.stages import stages
 from rlctl_hw.calculator.states import states
-from rlctl_hw.needs import GIB, Need
+from rlctl_hw.needs import FORWARD_ONLY, GIB, Need
 from rlctl_hw.setup import Estimate, Setup, Task
 from rlctl_hw.types import DeviceKind, Layout, ModelShape, Workload
 
@@ -21,7 +21,7 @@ def rest_needs(role: str, workload: Workload, layout: Layout) -> dict[str, Need]
 
     FSDP2 has gradients during an update only; Megatron's buffer for them stays.
     """
-    task: Task = "logprob" if role == "reference" else "update"
+    task: Task = "logprob" if role in FORWARD_ONLY else "update"
     return dict(_states(_setup(role, task, LEAST_TOKENS * layout.mesh.cp, 1, workload, layout)))
 
 
@@ -45,7 +45,7 @@ def process_needs(workload: Workload, layout: Layout) -> list[Need]:
 def _setup(role: str, task: Task, tokens: int, num_passes: int, workload: Workload, layout: Layout) -> Setup:
     fsdp2, savings, mesh = workload.engine == "fsdp2", layout.savings, layout.mesh
     return Setup(
-        shape=workload.shape,
+        shape=workload.shape_of(role),
         engine=workload.engine,
         task=task,
         mesh=mesh,
@@ -56,10 +56,10 @@ def _setup(role: str, task: Task, tokens: int, num_passes: int, workload: Worklo
         logits_chunk_tokens=workload.logits_chunk_tokens,
         param_dtype="float32" if fsdp2 else "bfloat16",
         compute_dtype=layout.compute_dtype,
-        base_dtype=layout.compute_dtype if workload.lora_rank else None,
+        base_dtype=layout.compute_dtype if workload.rank_of(role) else None,
         optim_offload=savings.host_optimizer_share > 0,
         optim_offload_share=savings.host_optimizer_share,
-        lora_rank=workload.lora_rank,
+        lora_rank=workload.rank_of(role),
         reshard_after_forward=savings.reshard_after_forward,
         critic=role == "critic",
         device=layout.device,

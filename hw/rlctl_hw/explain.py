@@ -13,6 +13,7 @@ PHASE_WORDS = {
     "generation": "generation",
     "logprobs": "log-probabilities",
     "reference_logprobs": "reference log-probabilities",
+    "teacher_logprobs": "teacher's log-probabilities",
     "values": "values",
     "actor_update": "actor update",
     "critic_update": "critic update",

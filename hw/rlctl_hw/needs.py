@@ -34,6 +34,8 @@ PARTS = (
     "fragmentation",
     "overhead",
 )
+FORWARD_ONLY = ("reference", "teacher")
+"""Roles that answer and are never updated."""
 
 GIB, MIB = 2**30, 2**20
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}

@@ -11,7 +11,7 @@ from math import ceil
 
 from rlctl_hw.generation_time import generation
 from rlctl_hw.lengths import lengths
-from rlctl_hw.needs import DTYPE_BYTES, MASTER_BYTES, MOMENT_BYTES
+from rlctl_hw.needs import DTYPE_BYTES, FORWARD_ONLY, MASTER_BYTES, MOMENT_BYTES
 from rlctl_hw.speeds import GB, Speeds, catalogue_entry, speeds_of
 from rlctl_hw.training_memory import trained_params, weight_bytes
 from rlctl_hw.training_time import Work, training_seconds
@@ -95,6 +95,8 @@ def _passes(workload: Workload, hardware: Hardware, layout: Layout, speeds: Spee
     if workload.reference_needed:
         role = "reference" if "reference" in workload.roles else "actor"
         forward("reference_logprobs", role, "reference")
+    if "teacher" in workload.roles:
+        forward("teacher_logprobs", "teacher", "teacher")
     if "critic" in workload.roles:
         forward("values", "critic", "critic")
     for role in ("actor", "critic"):
@@ -144,7 +146,7 @@ def _checkpoint_s(workload: Workload, hardware: Hardware, layout: Layout) -> flo
     states = sum(
         weight_bytes(role, workload, layout) + trained_params(workload, role) * (MOMENT_BYTES + masters)
         for role in workload.roles
-        if role != "reference"
+        if role not in FORWARD_ONLY
     )
     nodes = ceil(layout.trainer_devices / len(hardware.devices))
     return states / (nodes * DISK_GB_PER_S * GB)

@@ -10,6 +10,7 @@ from rlctl_hw.calculated import pass_needs, process_needs, rest_needs
 from rlctl_hw.needs import (
     CPU_PROCESS_GIB,
     DTYPE_BYTES,
+    FORWARD_ONLY,
     GIB,
     MASTER_BYTES,
     MIB,
@@ -35,7 +36,7 @@ def role_params(shape: ModelShape, role: str) -> int:
 
 def trained_params(workload: Workload, role: str) -> int:
     """Return the parameters that the optimizer of a role updates."""
-    if role == "reference":
+    if role in FORWARD_ONLY:
         return 0
     if workload.lora_rank:
         return lora_params(workload.shape, workload.lora_rank)
@@ -61,6 +62,9 @@ def busy_role(phase: Phase, workload: Workload) -> str | None:
         return None
     if phase in CRITIC_AT_WORK:
         return "critic" if "critic" in workload.roles else None
+    teacher = workload.teacher
+    if phase == "logprobs" and teacher is not None and teacher.num_params > workload.shape.num_params:
+        return "teacher"
     return "actor"
 
 
@@ -180,10 +184,10 @@ def _states(role: str, phase: Phase, busy: bool, workload: Workload, layout: Lay
 
 def weight_bytes(role: str, workload: Workload, layout: Layout) -> float:
     """Return the bytes of one copy of a role's weights; Megatron's masters count as optimizer state."""
-    whole = role_params(workload.shape, role)
+    whole = role_params(workload.shape_of(role), role)
     if workload.engine == "megatron":
         return whole * DTYPE_BYTES[layout.compute_dtype]
-    if not workload.lora_rank:
+    if not workload.rank_of(role):
         return whole * MASTER_BYTES
     return whole * DTYPE_BYTES[layout.compute_dtype] + trained_params(workload, role) * MASTER_BYTES
 
@@ -195,7 +199,7 @@ def _working_set(role: str, phase: Phase, workload: Workload, layout: Layout) ->
     tokens = own_tokens(backward, workload, layout)
     return [
         Need("buffers", _gathered(role, backward, workload, layout)),
-        Need("activations", tokens * _activation_bytes_per_token(backward, workload, layout)),
+        Need("activations", tokens * _activation_bytes_per_token(role, backward, workload, layout)),
         Need("logits", 0.0 if role == "critic" else _logits_bytes(tokens, backward, workload, layout.compute_dtype)),
     ]
 
@@ -205,7 +209,7 @@ def _gathered(role: str, backward: bool, workload: Workload, layout: Layout) -> 
 
     One rank that computes in float32 has nothing to gather or to cast. Frozen weights have no gradients.
     """
-    shape, width = workload.shape, DTYPE_BYTES[layout.compute_dtype]
+    shape, width = workload.shape_of(role), DTYPE_BYTES[layout.compute_dtype]
     params = role_params(shape, role)
     root = _root_params(shape, role)
     layer = (params - root) / shape.num_layers
@@ -222,14 +226,14 @@ def _root_params(shape: ModelShape, role: str) -> int:
     return tables * shape.vocab_size * shape.hidden_size + shape.hidden_size
 
 
-def _activation_bytes_per_token(backward: bool, workload: Workload, layout: Layout) -> float:
+def _activation_bytes_per_token(role: str, backward: bool, workload: Workload, layout: Layout) -> float:
     """Return what autograd keeps per token, counted over the tensors of transformers' decoder layer.
 
     Each norm keeps an fp32 copy of its input and two results (4h + 2bh); attention keeps queries, keys, values and
     a result per slot (b(2q + 2kv)) and the result per token (bq); the gated MLP keeps four tensors of its width
     (4bf). In bfloat16 a small Qwen2 layer measured 3032 bytes where this gives 3072.
     """
-    shape, dtype = workload.shape, layout.compute_dtype
+    shape, dtype = workload.shape_of(role), layout.compute_dtype
     width = DTYPE_BYTES[dtype]
     if not backward:
         return forward_bytes_per_token(shape, dtype)

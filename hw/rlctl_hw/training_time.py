@@ -35,7 +35,7 @@ def training_seconds(
     work: Work, role: str, backward: bool, workload: Workload, hardware: Hardware, layout: Layout, speeds: Speeds
 ) -> tuple[float, str]:
     """Return the roofline seconds of one epoch of passes of a role, and the reason that rules them."""
-    mesh, shape = layout.mesh, workload.shape
+    mesh, shape = layout.mesh, workload.shape_of(role)
     flops = work.tokens * 2 * _matrix_params(shape, role) + _attention_flops(work, shape)
     passes = _passes(backward, workload, layout)
     compute = passes * flops / layout.trainer_devices / (speeds.matmul_flops * _share(workload))
@@ -88,7 +88,7 @@ def _gather_s(
         return 0.0
     width = DTYPE_BYTES[layout.compute_dtype]
     times = 2 if backward and layout.savings.reshard_after_forward else 1
-    sent = times * role_params(workload.shape, role) * width
+    sent = times * role_params(workload.shape_of(role), role) * width
     sent += trained_params(workload, role) * MASTER_BYTES if backward else 0
     return sent * (mesh.dp_shard - 1) / mesh.dp_shard / _slowest(layout, hardware, speeds)
 

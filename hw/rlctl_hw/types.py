@@ -243,7 +243,7 @@ class Workload:
 
     shape: ModelShape
     roles: tuple[str, ...]
-    """Models in training or in use beside the rollout engine: actor, critic, reference."""
+    """Models in training or in use beside the rollout engine: actor, critic, reference, teacher."""
     group_size: int
     prompts_per_step: int
     mini_batches: int
@@ -268,7 +268,17 @@ class Workload:
     """False for supervised training, which samples nothing."""
     mean_response_tokens: int | None = None
     """Expected length of a response; unset assumes a share of the longest."""
+    teacher: ModelShape | None = None
+    """Shape of the teacher; None where there is none."""
     pins: Pins = Pins()
+
+    def shape_of(self, role: str) -> ModelShape:
+        """Return the shape of a role's model: the run's own, or the teacher's."""
+        return self.teacher if role == "teacher" and self.teacher is not None else self.shape
+
+    def rank_of(self, role: str) -> int:
+        """Return the rank of a role's adapters; 0 where it has none, as a teacher never has."""
+        return 0 if role == "teacher" else self.lora_rank
 
     @property
     def longest_tokens(self) -> int:

@@ -9,8 +9,18 @@ Letters: S sequences, P padded prompt length, T padded response length.
     response_mask [S, T]   1 on tokens the model sampled, 0 on padding and on tokens it did not write
     rollout_logp [S, T]    log-probability of each sampled token, from the rollout engine
     old_logp, ref_logp, values, rewards, advantages, returns [S, T]
+    rollout_weights [S, T] importance weights of the policy loss, 0 on padding
+    kept_mask [S, T]       the part of `response_mask` that rollout correction leaves to learn from
     score [S]              the reward of the response as a whole
+    correct [S]            1 where the response is right, or scores above 0 where the reward tells no right and wrong
+    part/<name> [S]        one part of a reward of several parts, for the algorithm that reads it
+    baseline [S]           the score of the greedy response to the same prompt
+    sum_pi_squared [S, T]  the sum over the vocabulary of squared probabilities where a token was drawn
+    teacher_logp [S, T]    the teacher's log-probability of each sampled token
+    teacher_ids, teacher_top_logp [S, T, K]
+                           the teacher's K likeliest tokens at each place and their log-probabilities
     group [S]              which prompt of the step the sequence answers
+    row [S]                number of the sequence among those that the step samples
     policy_version [S]     which weights sampled it
     truncated [S]          1 where the response ended at the length limit
 """
@@ -66,7 +76,7 @@ class Batch:
 
 
 def concat(batches: Sequence[Batch]) -> Batch:
-    """Join batches row-wise; [S, X] columns are padded on the right with zeros to the widest X."""
+    """Join batches row-wise; [S, X, ...] columns are padded on the right with zeros to the widest X."""
     first = batches[0]
     columns = {name: _join([batch[name] for batch in batches]) for name in first.columns}
     return Batch(columns, tuple(record for batch in batches for record in batch.records))
@@ -96,17 +106,19 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
     if parts[0].ndim == 1:
         return torch.cat(list(parts))
     width = max(part.shape[1] for part in parts)
-    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+    return torch.cat([_widen(part, width) for part in parts])
 
 
 def gather(parts: Sequence[tuple[Sequence[int], Batch]], rows: Sequence[int]) -> Batch:
-    """Assemble `rows` (global row numbers) from parts that each hold some rows and some columns.
+    """Assemble `rows` (global row numbers, also repeated) from parts that each hold some rows and some columns.
 
     A column that occurs in several parts must occur for different rows; a column is returned only if every wanted
-    row has it. Records of the same row in several parts are merged, later parts over earlier ones. Columns [S, T] of
-    parts made apart get the same T, zeros on the right.
+    row has it. Records of the same row in several parts are merged, later parts over earlier ones. Columns
+    [S, T, ...] of parts made apart get the same T, zeros on the right.
     """
-    place = {row: i for i, row in enumerate(rows)}
+    place = {row: i for i, row in enumerate(dict.fromkeys(rows))}
+    if len(place) < len(rows):
+        return gather(parts, list(place)).rows([place[row] for row in rows])
     pieces: dict[str, list[tuple[list[int], Tensor]]] = {}
     records: list[dict[str, Any]] = [{} for _ in rows]
     for part_rows, batch in parts:
@@ -126,11 +138,11 @@ def gather(parts: Sequence[tuple[Sequence[int], Batch]], rows: Sequence[int]) ->
 
 
 def _is_response(name: str, column: Tensor) -> bool:
-    return column.ndim == 2 and name != "prompt_ids"
+    return column.ndim > 1 and name != "prompt_ids"
 
 
 def _widen(column: Tensor, width: int) -> Tensor:
-    return torch.nn.functional.pad(column, (0, width - column.shape[1]))
+    return torch.nn.functional.pad(column, (0, 0) * (column.ndim - 2) + (0, width - column.shape[1]))
 
 
 def _scatter(pieces: list[tuple[list[int], Tensor]], num_rows: int) -> Tensor | None:

@@ -31,6 +31,8 @@ class BatchRef:
     records: tuple[dict[str, Any], ...]
     group_size: int
     """Consecutive rows that answer the same prompt."""
+    drawn: tuple[int, ...] | None = None
+    """Rows to learn from, some of them several times; None learns from each once."""
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -38,6 +40,15 @@ class BatchRef:
     def plus(self, *parts: Part) -> BatchRef:
         """Return the batch with further columns."""
         return replace(self, parts=self.parts + parts)
+
+    def resampled(self, rows: Sequence[int]) -> BatchRef:
+        """Return the batch with the rows to learn from; from then on each row stands for itself."""
+        return replace(self, drawn=tuple(sorted(rows)), group_size=1)
+
+    def learnt_groups(self) -> list[list[int]]:
+        """Return the rows to learn from, those that answer the same prompt together."""
+        rows = list(range(len(self)) if self.drawn is None else self.drawn)
+        return [rows[i : i + self.group_size] for i in range(0, len(rows), self.group_size)]
 
     def arguments(self) -> tuple[Any, ...]:
         """Return the layout and the references, as workers take them."""

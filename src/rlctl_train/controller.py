@@ -21,9 +21,11 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from rlctl_train.batch_ref import BatchRef, Part, choose
 from rlctl_train.cluster import collect
 from rlctl_train.config.algo import DapoConfig, PpoConfig, SftConfig
+from rlctl_train.config.policy import ActorCritic
+from rlctl_train.config.preference import SpinConfig
 from rlctl_train.data.balance import balance
 from rlctl_train.data.loader import PromptRow, supervised_rows
-from rlctl_train.health import check_logprob_gap
+from rlctl_train.health import MismatchGates, check_logprob_gap
 from rlctl_train.memory_watch import by_phase, others_gib
 from rlctl_train.placement import SCORE_CPUS, Layout, actor_options, reserve, settle
 from rlctl_train.prepare import Materials
@@ -49,6 +51,7 @@ class Controller:
     ) -> None:
         self._spec, self._config, self._materials, self._status = spec, spec.config, materials, status
         self._layout, self._draw = layout, draw
+        self._gates = MismatchGates(spec.config, spec.plan)
         self.step = 0
         self.version = -1
         self.first_step = True
@@ -202,9 +205,11 @@ class Controller:
         """Add `old_logp` where it is not simply the update's own, and `ref_logp` where there is a reference."""
         algo = self._config.algo
         assert not isinstance(algo, SftConfig)
-        trainer = self._config.trainer
-        off_policy = trainer.mini_batches_per_step * trainer.epochs_per_step > 1
-        if off_policy or self.first_step or algo.kl_in_reward is not None:
+        correction = algo.correction
+        needed = self._updates_per_step > 1 or algo.kl_in_reward is not None or correction is not None
+        needed |= algo.reads_old_logp()
+        bypass = correction is not None and correction.mode == "bypass"
+        if self.first_step or algo.needs_sum_pi_squared or (needed and not bypass):
             with self._phase("logprobs", "old_log_prob"):
                 batch = self._on_ranks("actor", "logprobs", batch)
         if "reference" in algo.roles():
@@ -212,6 +217,11 @@ class Controller:
             with self._phase("logprobs", "ref"):
                 batch = self._on_ranks(holder, "reference_logprobs", batch)
         return batch
+
+    def teach(self, batch: BatchRef) -> BatchRef:
+        """Add what the teacher says: `teacher_logp`, or `teacher_ids` and `teacher_top_logp`."""
+        with self._phase("logprobs", "teacher"):
+            return self._on_ranks("teacher", "teach", batch)
 
     def values(self, batch: BatchRef) -> BatchRef:
         """Add `values` when there is a critic."""
@@ -225,11 +235,40 @@ class Controller:
         with self._phase("advantages", "adv"):
             rows = list(range(len(batch)))
             ref, metrics = self._scorer.advantages.options(num_returns=2).remote(rows, *batch.arguments())
-            self._metrics |= ray.get(metrics)
+            made: Any = ray.get(metrics)
+            self._metrics |= made
+        self._gates.check(made)
         if self.first_step:
             check_logprob_gap(self._config, self._spec.plan, self._metrics)
             self.first_step = False
         return batch.plus(Part(tuple(rows), ref))
+
+    def greedy_baseline(self, batch: BatchRef, prompts: Sequence[PromptRow]) -> BatchRef:
+        """Add `baseline`: the score of one greedy response to each prompt of the batch."""
+        rollout = self._config.rollout
+        greedy = self._sample(
+            prompts, 1, Sampling(rollout.max_response_tokens, temperature=0.0, ignore_eos=rollout.ignore_eos)
+        )
+        self._add("perf/total_num_tokens", float(greedy.lengths.sum()))
+        self._add("perf/response_tokens", float(greedy.lengths[:, 1].sum()))
+        with self._phase("score", "reward"):
+            ref, metrics = self._scorer.greedy_baseline.options(num_returns=2).remote(
+                list(greedy.records), batch.group_size, *greedy.arguments()
+            )
+            graded: Metrics = ray.get(metrics)
+        for name, value in graded.items():
+            self._add(name, value)
+        return batch.plus(Part(tuple(range(len(batch))), ref))
+
+    def resample(self, batch: BatchRef) -> BatchRef:
+        """Choose which responses to learn from, and how often, where the algorithm says so."""
+        algo = self._config.algo
+        if not isinstance(algo, PpoConfig) or algo.resample is None:
+            return batch
+        seed = self._config.seed * 1_000_003 + self.step
+        rows = ray.get(self._scorer.resample.remote(list(range(len(batch))), seed, *batch.arguments()))
+        self._metrics["sampling/distinct_share"] = len(set(rows)) / len(rows)
+        return batch.resampled(rows)
 
     def update_critic(self, batch: BatchRef) -> None:
         """Take the critic's optimizer steps, when there is a critic."""
@@ -240,10 +279,13 @@ class Controller:
     def update_actor(self, batch: BatchRef) -> None:
         """Take the policy's optimizer steps, unless the critic is still warming up."""
         algo = self._config.algo
-        if isinstance(algo, PpoConfig) and self.step <= algo.critic_warmup_steps:
+        if isinstance(algo, ActorCritic) and self.step <= algo.critic_warmup_steps:
             return
         with self._phase("update", "update_actor"):
-            self._metrics |= self._update("actor", "policy", batch, prefix="actor")
+            made = self._update("actor", "policy", batch, prefix="actor")
+            self._metrics |= made
+        if self._updates_per_step == 1:  # with more of them the policy has moved before the last
+            self._gates.check(made)
 
     def read(self, rows: Sequence[PromptRow]) -> BatchRef:
         """Tokenise rows with their given responses."""
@@ -272,28 +314,39 @@ class Controller:
             return
         with self._phase("sync", "update_weights"):
             self._each_rollout("wake")
-            collect([actor.start_update.remote() for actor in self._rollouts])
-            sender, *others = self._engines["actor"]
-            drained = [actor.drain_weights.remote() for actor in others]
-            stream = sender.stream_weights.options(
-                num_returns="streaming", _generator_backpressure_num_objects=4
-            ).remote()
-            *buckets, last = self._relay(stream)
-            collect([*drained, *buckets])
-            version = self.version + 1
-            received = collect([actor.finish_update.remote(version) for actor in self._rollouts])
-            expected: Any = ray.get(last)
-            for held in received:
-                compare(expected, held, version)
-            self.version = version
+            self._hand_over(self._rollouts, self._spec.plan.rollout_dtype, self.version + 1)
+            self.version += 1
             self._rollout_is_stale = False
 
-    def _relay(self, stream: Iterator[ray.ObjectRef]) -> Iterator[Any]:
-        """Forward each bucket to every rollout engine while the next is gathered; yield receipts, last the checksum."""
+    def refresh_reference(self) -> None:
+        """Make the policy the reference, in the steps in which the algorithm says so, and compare checksums."""
+        algo = self._config.algo
+        assert isinstance(algo, SpinConfig)
+        if algo.refresh_every_steps and self.step % algo.refresh_every_steps == 0:
+            with self._phase("sync", "refresh_reference"):
+                self._hand_over(self._engines["reference"], "float32", self.version)
+
+    def _hand_over(self, receivers: list[Any], dtype: str, version: int) -> None:
+        """Stream the policy's weights to every receiver, in a dtype, and compare checksums."""
+        collect([actor.start_update.remote() for actor in receivers])
+        sender, *others = self._engines["actor"]
+        drained = [actor.drain_weights.remote(dtype) for actor in others]
+        stream = sender.stream_weights.options(num_returns="streaming", _generator_backpressure_num_objects=4).remote(
+            dtype
+        )
+        *buckets, last = self._relay(stream, receivers)
+        collect([*drained, *buckets])
+        received = collect([actor.finish_update.remote(version) for actor in receivers])
+        expected: Any = ray.get(last)
+        for held in received:
+            compare(expected, held, version)
+
+    def _relay(self, stream: Iterator[ray.ObjectRef], receivers: list[Any]) -> Iterator[Any]:
+        """Forward each bucket to every receiver while the next is gathered; yield receipts, last the checksum."""
         held: ray.ObjectRef | None = None
         for ref in stream:
             if held is not None:
-                yield from [actor.update_weights.remote(held) for actor in self._rollouts]
+                yield from [actor.update_weights.remote(held) for actor in receivers]
             held = ref
         yield held
 
@@ -318,17 +371,15 @@ class Controller:
         return metrics
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write the state of every trained role; return what else must survive."""
+        """Write the state of every role that changes; return what else must survive."""
         with self._phase("checkpoint", "save_checkpoint"):
-            trained = [role for role in ("actor", "critic") if role in self._engines]
-            collect([actor.save.remote(folder) for role in trained for actor in self._engines[role]])
+            collect([actor.save.remote(folder) for role in self._changing for actor in self._engines[role]])
             scorer = {} if self._scorer is None else ray.get(self._scorer.state.remote())
         return {"version": self.version, "scorer": scorer}
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Take back what `save` wrote."""
-        trained = [role for role in ("actor", "critic") if role in self._engines]
-        collect([actor.load.remote(folder) for role in trained for actor in self._engines[role]])
+        collect([actor.load.remote(folder) for role in self._changing for actor in self._engines[role]])
         if self._scorer is not None:
             ray.get(self._scorer.load_state.remote(state["scorer"]))
         self.version = state["version"] - 1
@@ -363,8 +414,7 @@ class Controller:
 
     def _mini_batches(self, batch: BatchRef) -> list[list[int]]:
         """Cut the batch into mini-batches of whole groups, shuffled by seed, step and epoch when there are several."""
-        trainer, group = self._config.trainer, batch.group_size
-        groups = list(range(len(batch) // group))
+        trainer, groups = self._config.trainer, batch.learnt_groups()
         parts = trainer.mini_batches_per_step
         cut = []
         for epoch in range(trainer.epochs_per_step):
@@ -373,7 +423,7 @@ class Controller:
             size = len(groups) // parts
             for part in range(parts):
                 chosen = groups[part * size : (part + 1) * size]
-                cut.append([g * group + i for g in chosen for i in range(group)])
+                cut.append([row for group in chosen for row in group])
         return cut
 
     def _shares(self, batch: BatchRef, rows: list[int], num_ranks: int) -> list[list[int]]:
@@ -392,9 +442,23 @@ class Controller:
         ray.wait(refs, num_returns=len(refs), fetch_local=False)
         return batch.plus(*(Part(tuple(share), ref) for share, ref in zip(shares, refs, strict=True)))
 
+    @property
+    def _changing(self) -> list[str]:
+        """Roles whose weights the run changes: those that are trained, and a reference that is refreshed."""
+        algo = self._config.algo
+        roles = ["actor", "critic"]
+        if isinstance(algo, SpinConfig) and algo.refresh_every_steps:
+            roles.append("reference")
+        return [role for role in roles if role in self._engines]
+
     def _each_rollout(self, verb: str) -> None:
         if self._spec.device != "cpu" and self._config.placement == "colocated":
             collect([getattr(actor, verb).remote() for actor in self._rollouts])
+
+    @property
+    def _updates_per_step(self) -> int:
+        trainer = self._config.trainer
+        return trainer.mini_batches_per_step * trainer.epochs_per_step
 
     @property
     def _rows_so_far(self) -> int:

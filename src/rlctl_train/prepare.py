@@ -9,9 +9,19 @@ from typing import Any
 
 from rlctl_train.config import RunConfig
 from rlctl_train.config.data import ArithmeticData
+from rlctl_train.config.distill import DistillConfig
 from rlctl_train.config.errors import PREFLIGHT, UserError
 from rlctl_train.config.layout import RunFiles
 from rlctl_train.config.model import RandomModel
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model that a student learns from."""
+
+    path: str
+    num_ids: int
+    """Tokens that have a number with the student too: the rows of its output projection."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,7 @@ class Materials:
     tokenizer: Any
     train_path: Path
     val_path: Path | None
+    teacher: Teacher | None = None
 
 
 def prepare(files: RunFiles, config: RunConfig) -> Materials:
@@ -44,7 +55,10 @@ def prepare(files: RunFiles, config: RunConfig) -> Materials:
 
         check_targets(model_path, config.model.lora, trust_remote_code=trust)
     train, val = _data(files, config)
-    return Materials(model_path, tokenizer_path, tokenizer, train, val)
+    teacher = None
+    if isinstance(config.algo, DistillConfig):
+        teacher = _teacher(config.algo.teacher_path, model_path, tokenizer, trust_remote_code=trust)
+    return Materials(model_path, tokenizer_path, tokenizer, train, val, teacher)
 
 
 def _model(files: RunFiles, config: RunConfig) -> tuple[str, str]:
@@ -64,6 +78,29 @@ def _model(files: RunFiles, config: RunConfig) -> tuple[str, str]:
 
         path = snapshot_download(path, revision=model.revision)
     return path, model.tokenizer or path
+
+
+def _teacher(path: str, student: str, tokenizer: Any, *, trust_remote_code: bool) -> Teacher:
+    """Refuse a teacher that does not load, or for whom a token's number means another token."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    try:
+        own = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no teacher can be loaded from {path!r}: {str(error).splitlines()[0]}",
+            "set algo.teacher_path to a folder or hub id of a whole model, such as RUN/hf of a run that has ended",
+            exit_code=PREFLIGHT,
+        ) from error
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"the teacher {path!r} numbers its tokens otherwise than the student: it cannot judge what that one wrote",
+            "choose a teacher and a model of one family, with the same tokenizer",
+            exit_code=PREFLIGHT,
+        )
+    config = AutoConfig.from_pretrained(student, trust_remote_code=trust_remote_code)
+    return Teacher(path, config.get_text_config().vocab_size)
 
 
 def _data(files: RunFiles, config: RunConfig) -> tuple[Path, Path | None]:

@@ -20,9 +20,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
 
 from rlctl_train.batch import Batch, length_mask, pad_rows
-from rlctl_train.config.algo import GrpoConfig, KlEstimator, PpoConfig, RlConfig
+from rlctl_train.config.algo import GrpoConfig, PpoConfig, RlConfig
 from rlctl_train.config.data import ArithmeticData
+from rlctl_train.config.losses import ClipLoss
 from rlctl_train.config.model import RandomModel
+from rlctl_train.config.policy import KlEstimator
 from rlctl_train.data.arithmetic import arithmetic_splits
 from rlctl_train.model_factory import make_random_model
 
@@ -125,10 +127,12 @@ def policy_loss(
     """Return the clipped policy loss, less the entropy bonus, plus the KL loss."""
     old = batch["old_logp"] if "old_logp" in batch else logp.detach()
     ratio = (logp - old).clamp(-20, 20).exp()
-    held = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+    clip = config.loss
+    assert isinstance(clip, ClipLoss), "this loop knows the clipped loss alone"
+    held = ratio.clamp(1 - clip.clip_low, 1 + clip.clip_high)
     loss = torch.maximum(-advantages * ratio, -advantages * held)
-    if config.dual_clip is not None:
-        loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * config.dual_clip), loss)
+    if clip.dual_clip is not None:
+        loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * clip.dual_clip), loss)
     loss = loss - config.entropy_coef * entropy
     if config.kl_loss_coef > 0:
         loss = loss + config.kl_loss_coef * kl(logp, batch["ref_logp"], config.kl_loss_estimator)

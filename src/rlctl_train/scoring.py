@@ -11,10 +11,14 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from rlctl_train.algos.dapo import overlong_penalty
+from rlctl_train.algos.gdpo import PART
 from rlctl_train.algos.kl_control import KlController
+from rlctl_train.algos.mismatch import rollout_correction
+from rlctl_train.algos.resample import draw
 from rlctl_train.batch import Batch, gather
 from rlctl_train.config import RunConfig
-from rlctl_train.config.algo import DapoConfig, SftConfig
+from rlctl_train.config.algo import DapoConfig, GdpoConfig, PpoConfig, SftConfig
+from rlctl_train.config.errors import UserError
 from rlctl_train.registry import ALGOS, load
 from rlctl_train.rewards.pool import Grade, GradedSample, GraderPool
 from rlctl_train.telemetry.batch_metrics import batch_metrics
@@ -32,6 +36,7 @@ class ScoreWorker:
         algo = config.algo
         self._algo = None if isinstance(algo, SftConfig) else load(ALGOS, algo.type)(algo)
         penalty = None if isinstance(algo, SftConfig) else algo.kl_in_reward
+        self._correction = None if isinstance(algo, SftConfig) else algo.correction
         self._kl = None if penalty is None else KlController(penalty)
         longest = config.rollout.max_response_tokens
         self._overlong = overlong_penalty(algo, longest) if isinstance(algo, DapoConfig) else None
@@ -57,6 +62,7 @@ class ScoreWorker:
         ]
         grades = self._pool.score(samples)
         score = torch.tensor([grade.score for grade in grades])
+        correct = torch.tensor([_is_right(grade) for grade in grades]).float()
         rewards = torch.zeros(batch["response_mask"].shape)
         rewards[torch.arange(len(grades)), batch["response_len"] - 1] = score
         graded = [
@@ -69,7 +75,27 @@ class ScoreWorker:
             }
             for record, sample, grade in zip(records, samples, grades, strict=True)
         ]
-        return Batch({"score": score, "rewards": rewards}, tuple(graded)), _grade_metrics(grades)
+        columns = {"score": score, "correct": correct, "rewards": rewards, **self._parts(grades)}
+        return Batch(columns, tuple(graded)), _grade_metrics(grades)
+
+    def greedy_baseline(
+        self, records: list[dict[str, Any]], group_size: int, layout: Layout, *parts: Batch
+    ) -> tuple[Batch, dict[str, float]]:
+        """Grade one greedy response a prompt; return column `baseline` [S], the score for each of its group, and
+        metrics."""
+        graded, metrics = self.score(list(range(len(records))), records, layout, *parts)
+        score = graded["score"]
+        return Batch({"baseline": score.repeat_interleave(group_size)}), {
+            "reward/errors": metrics["reward/errors"],
+            "reward/greedy_baseline": float(score.mean()),
+        }
+
+    def resample(self, rows: list[int], seed: int, layout: Layout, *parts: Batch) -> list[int]:
+        """Return the rows to learn from, drawn with replacement by `score`."""
+        algo = self._config.algo
+        assert isinstance(algo, PpoConfig) and algo.resample is not None
+        batch = gather(list(zip(layout, parts, strict=True)), rows)
+        return [rows[i] for i in draw(batch["score"], algo.resample, seed)]
 
     def scores(self, scored: Batch) -> list[float]:
         """Return the scores of what `score` returned, row by row."""
@@ -79,7 +105,10 @@ class ScoreWorker:
         """Return columns `rewards`, `advantages` (and `returns`), and the metrics of the whole batch."""
         assert self._algo is not None
         batch = gather(list(zip(layout, parts, strict=True)), rows)
-        metrics: dict[str, float] = {}
+        corrections, metrics = rollout_correction(batch, self._correction)
+        batch = batch.with_columns(**corrections)
+        if self._correction is not None and self._correction.mode == "bypass":
+            batch = batch.with_columns(old_logp=batch["rollout_logp"])
         if self._overlong is not None:
             rewards, metrics["reward/overlong_penalty"] = self._overlong.apply(batch)
             batch = batch.with_columns(rewards=rewards)
@@ -89,11 +118,11 @@ class ScoreWorker:
             self._kl.update(kl, len(batch))
             batch = batch.with_columns(rewards=rewards)
         result = self._algo.advantages(batch)
-        columns: dict[str, Tensor] = {"advantages": result.advantages}
+        columns: dict[str, Tensor] = {"advantages": result.advantages, **corrections}
         if result.returns is not None:
             columns["returns"] = result.returns
         batch = batch.with_columns(**columns)
-        metrics |= batch_metrics(batch) | _logprob_gap(batch)
+        metrics |= batch_metrics(batch)
         return Batch(columns), metrics
 
     def state(self) -> dict[str, Any]:
@@ -105,9 +134,27 @@ class ScoreWorker:
         if self._kl is not None:
             self._kl.load_state(state)
 
+    def _parts(self, grades: Sequence[Grade]) -> dict[str, Tensor]:
+        """Return the columns [S] of those parts of the reward that the algorithm reads by name."""
+        algo = self._config.algo
+        if not isinstance(algo, GdpoConfig):
+            return {}
+        known = sorted({name for grade in grades for name in grade.parts})
+        unknown = [name for name in algo.parts if name not in known]
+        if unknown and known:
+            raise UserError(
+                f"algo.parts names {unknown[0]!r}, but the reward has the parts {', '.join(known)}",
+                "name parts as `reward/<part>` in the metrics does",
+            )
+        return {PART + name: torch.tensor([g.parts.get(name, 0.0) for g in grades]) for name in algo.parts}
+
     def _text(self, batch: Batch, row: int) -> str:
         ids = batch["response_ids"][row, : int(batch["response_len"][row])].tolist()
         return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _is_right(grade: Grade) -> bool:
+    return grade.score > 0 if grade.correct is None else grade.correct
 
 
 def _grade_metrics(grades: Sequence[Grade]) -> dict[str, float]:
@@ -115,18 +162,3 @@ def _grade_metrics(grades: Sequence[Grade]) -> dict[str, float]:
     for name in sorted({name for grade in grades for name in grade.parts}):
         metrics[f"reward/{name}"] = sum(grade.parts.get(name, 0.0) for grade in grades) / len(grades)
     return metrics
-
-
-def _logprob_gap(batch: Batch) -> dict[str, float]:
-    """Compare sampled and recomputed log-probabilities: largest and mean difference, in nats, and of probabilities."""
-    if "old_logp" not in batch:
-        return {}
-    mask = batch["response_mask"].bool()
-    ours, theirs = batch["old_logp"][mask], batch["rollout_logp"][mask]
-    gap = (ours - theirs).abs()
-    return {
-        "health/logprob_gap": gap.max().item(),
-        "health/logprob_gap_mean": gap.mean().item(),
-        "training/rollout_probs_diff_mean": (ours.exp() - theirs.exp()).abs().mean().item(),
-        "training/rollout_probs_diff_max": (ours.exp() - theirs.exp()).abs().max().item(),
-    }

@@ -84,7 +84,9 @@ class Stage:
         self._offset = metric_offset
         config, plan = context.config, context.plan
         materials = self._materials
-        spec = WorkerSpec(config, plan, materials.model_path, materials.tokenizer_path, num_updates(config))
+        spec = WorkerSpec(
+            config, plan, materials.model_path, materials.tokenizer_path, num_updates(config), materials.teacher
+        )
         self._num_devices = max(plan.trainer_devices, plan.rollout_devices)
         self._flow = load(FLOWS, config.algo.type)
         self._store = CheckpointStore(self._files.checkpoints, config.checkpoint.keep_last)

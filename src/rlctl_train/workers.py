@@ -21,13 +21,18 @@ from rlctl_hw.needs import Phase
 from rlctl_hw.types import Plan
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+from rlctl_train.algos.correction import corrected
 from rlctl_train.batch import Batch, gather, length_mask, pad_rows
+from rlctl_train.checksum import checksum
 from rlctl_train.config import RunConfig
-from rlctl_train.config.algo import PpoConfig, SftConfig
+from rlctl_train.config.algo import SftConfig
+from rlctl_train.config.distill import DistillConfig, TopKSignal
 from rlctl_train.config.optim import OptimConfig
+from rlctl_train.config.policy import ActorCritic, PolicyGradient, Role
 from rlctl_train.device import COLLECTIVES
 from rlctl_train.memory_watch import MemoryWatch, Usage
-from rlctl_train.registry import ALGOS, ENGINES, ROLLOUTS, load
+from rlctl_train.prepare import Teacher
+from rlctl_train.registry import ENGINES, LOSSES, ROLLOUTS, load
 from rlctl_train.rollout.base import Peers, Sampling
 
 Layout = Sequence[Sequence[int]]
@@ -44,6 +49,7 @@ class WorkerSpec:
     tokenizer_path: str
     num_updates: int
     """Optimizer steps of the whole run, for schedules."""
+    teacher: Teacher | None = None
 
     @property
     def device(self) -> str:
@@ -57,9 +63,9 @@ class WorkerSpec:
 
 
 class EngineWorker:
-    """One rank of one model role (actor, critic or reference)."""
+    """One rank of one model role."""
 
-    def __init__(self, spec: WorkerSpec, role: Literal["actor", "critic", "reference"], rank: int, world: int) -> None:
+    def __init__(self, spec: WorkerSpec, role: Role, rank: int, world: int) -> None:
         torch.set_num_threads(spec.plan.threads_per_worker)
         self._spec, self._role, self._rank, self._world = spec, role, rank, world
         self._store: TCPStore | None = None
@@ -79,11 +85,13 @@ class EngineWorker:
                 COLLECTIVES[self._spec.device], store=store, rank=self._rank, world_size=self._world
             )
         spec, config = self._spec, self._spec.config
+        # A teacher is a reference of other weights; adapters are the student's.
+        teacher = spec.teacher if self._role == "teacher" else None
         self._engine = load(ENGINES, config.engine.type)(
-            model_path=spec.model_path,
-            role=self._role,
+            model_path=teacher.path if teacher else spec.model_path,
+            role="reference" if teacher else self._role,
             config=config.engine,
-            lora=config.model.lora,
+            lora=None if teacher else config.model.lora,
             savings=spec.plan.savings,
             optim=self._optim(),
             num_updates=spec.num_updates,
@@ -100,9 +108,13 @@ class EngineWorker:
         return os.getpid()
 
     def logprobs(self, rows: list[int], layout: Layout, *parts: Batch) -> Batch:
-        """Return column `old_logp` for `rows`."""
+        """Return column `old_logp` for `rows`, and `sum_pi_squared` where the algorithm reads it."""
+        algo, batch = self._spec.config.algo, _assemble(rows, layout, parts)
         with self._at_work("logprobs"):
-            logp, _ = self._engine.logprobs(_assemble(rows, layout, parts), self._temperature)
+            if isinstance(algo, PolicyGradient) and algo.needs_sum_pi_squared:
+                logp, squares = self._engine.logprobs_and_squares(batch, self._temperature)
+                return Batch({"old_logp": logp, "sum_pi_squared": squares})
+            logp, _ = self._engine.logprobs(batch, self._temperature)
         return Batch({"old_logp": logp})
 
     def reference_logprobs(self, rows: list[int], layout: Layout, *parts: Batch) -> Batch:
@@ -110,6 +122,19 @@ class EngineWorker:
         with self._at_work("logprobs"), self._engine.adapters_off():
             logp, _ = self._engine.logprobs(_assemble(rows, layout, parts), self._temperature)
         return Batch({"ref_logp": logp})
+
+    def teach(self, rows: list[int], layout: Layout, *parts: Batch) -> Batch:
+        """Return column `teacher_logp` for `rows`, or `teacher_ids` and `teacher_top_logp`, as the algorithm asks."""
+        algo, batch = self._spec.config.algo, _assemble(rows, layout, parts)
+        assert isinstance(algo, DistillConfig) and self._spec.teacher is not None
+        with self._at_work("logprobs"):
+            if not isinstance(algo.signal, TopKSignal):
+                logp, _ = self._engine.logprobs(batch, self._temperature)
+                return Batch({"teacher_logp": logp})
+            ids, logp = self._engine.top_logprobs(
+                batch, self._temperature, k=algo.signal.k, num_ids=self._spec.teacher.num_ids
+            )
+        return Batch({"teacher_ids": ids, "teacher_top_logp": logp})
 
     def values(self, rows: list[int], layout: Layout, *parts: Batch) -> Batch:
         """Return column `values` for `rows`."""
@@ -126,7 +151,8 @@ class EngineWorker:
         metrics = []
         with self._at_work("critic_update" if kind == "value" else "actor_update"):
             for rows in mini_batches:
-                step = self._engine.forward_backward(_assemble(rows, layout, parts), objective, temperature)
+                batch = corrected(_assemble(rows, layout, parts))
+                step = self._engine.forward_backward(batch, objective, temperature)
                 with self._memory.phase("optimizer_step"):
                     metrics.append(step | self._engine.optim_step())
         return metrics
@@ -139,14 +165,14 @@ class EngineWorker:
         mask = batch["response_mask"]
         return float(-(logp * mask).sum()), float(mask.sum())
 
-    def stream_weights(self) -> Iterator[list[tuple[str, Any]] | str]:
-        """Yield the weights bucket by bucket (rank 0; other ranks yield nothing), then the checksum.
+    def stream_weights(self, dtype_name: str) -> Iterator[list[tuple[str, Any]] | str]:
+        """Yield the weights in a dtype, bucket by bucket (rank 0; other ranks yield nothing), then the checksum.
 
         Weights that lie on the host stay there: each comes to the device by itself.
         """
         from rlctl_train.sync.buckets import Checksum, buckets, pack
 
-        dtype = getattr(torch, self._spec.plan.rollout_dtype)
+        dtype = getattr(torch, dtype_name)
         checksum = Checksum(dtype)
         with self._memory.phase("weight_sync"):
             for bucket in buckets(self._engine.weights(), int(self._spec.config.sync.bucket_mib * 2**20)):
@@ -157,10 +183,29 @@ class EngineWorker:
         if self._rank == 0:
             yield checksum.hexdigest()
 
-    def drain_weights(self) -> None:
+    def drain_weights(self, dtype_name: str) -> None:
         """Take part in `stream_weights` of rank 0 without sending anything."""
-        for _ in self.stream_weights():
+        for _ in self.stream_weights(dtype_name):
             pass
+
+    def start_update(self) -> None:
+        """Prepare to receive weights from another role."""
+        self._engine.onload()
+
+    def update_weights(self, bucket: list[tuple[str, Any]]) -> None:
+        """Take one bucket; every rank takes them all."""
+        from rlctl_train.sync.buckets import unpack
+
+        with self._memory.phase("weight_sync"):
+            self._engine.take_weights(unpack(bucket))
+
+    def finish_update(self, version: int) -> str:
+        """Return the checksum of the weights now held, in float32 (all ranks take part)."""
+        del version  # only what rollout engines sample carries it
+        with self._memory.phase("weight_sync"):
+            held = checksum(self._engine.weights(), torch.float32)
+            self._engine.offload()
+        return held
 
     def save(self, folder: Path) -> None:
         """Write this rank's share of a sharded checkpoint."""
@@ -195,7 +240,7 @@ class EngineWorker:
     def _optim(self) -> OptimConfig | None:
         config = self._spec.config
         if self._role == "critic":
-            assert isinstance(config.algo, PpoConfig)
+            assert isinstance(config.algo, ActorCritic)
             return config.algo.critic_optim
         return config.trainer.optim if self._role == "actor" else None
 
@@ -207,9 +252,10 @@ class EngineWorker:
             return SupervisedObjective()
         assert not isinstance(algo, SftConfig)
         if kind == "value":
-            assert isinstance(algo, PpoConfig)
+            assert isinstance(algo, ActorCritic)
             return ValueObjective(algo)
-        return PolicyObjective(load(ALGOS, algo.type)(algo), algo, self._spec.config.rollout.max_response_tokens)
+        loss = load(LOSSES, algo.loss.type)(algo.loss)
+        return PolicyObjective(loss, algo, self._spec.config.rollout.max_response_tokens)
 
 
 class RolloutWorker:
@@ -263,6 +309,7 @@ class RolloutWorker:
                 "response_mask": length_mask(response_len, response_ids.shape[1]),
                 "rollout_logp": pad_rows([s.logp for s in samples], dtype=torch.float32),
                 "group": torch.tensor(groups),
+                "row": torch.tensor(rows),
                 "policy_version": torch.full((len(samples),), self._engine.version),
                 "truncated": torch.tensor([int(s.finish_reason == "length") for s in samples]),
             }

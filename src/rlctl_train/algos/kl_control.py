@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rlctl_train.algos.ops import kl_estimate, select
 from rlctl_train.batch import Batch
-from rlctl_train.config.algo import AdaptiveKl, FixedKl
+from rlctl_train.config.policy import AdaptiveKl, FixedKl
 
 MAX_ERROR = 0.2
 """The adaptive controller reacts to at most this relative error."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlctl_train.config.algo import Aggregation, KlEstimator
+from rlctl_train.config.policy import Aggregation, KlEstimator
 
 MAX_LOG_RATIO = 20.0
 """Log-ratios are held within +-20 nats before `exp`, so that no value and no gradient overflows float32."""
@@ -24,11 +24,16 @@ WHITEN_EPS = 1e-8
 
 @dataclass(frozen=True)
 class TokenOutputs:
-    """What a model says about the response tokens, [S, T] each; None where nobody asked."""
+    """What a model says about the response tokens, [S, T] or [S, T, K] each; None where nobody asked."""
 
     logp: Tensor | None = None
     entropy: Tensor | None = None
     values: Tensor | None = None
+    sum_pi_squared: Tensor | None = None
+    top_ids: Tensor | None = None
+    """The K likeliest tokens."""
+    top_logp: Tensor | None = None
+    """Log-probabilities of the K likeliest tokens or, where the batch has `teacher_ids` [S, T, K], of those."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Counts:
     """Unmasked tokens."""
     sequences: float
     """Sequences with at least one unmasked token."""
+    correct_tokens: float = 0.0
+    """Unmasked tokens of right responses."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,14 @@ class Advantages:
     returns: Tensor | None = None
 
 
-def count(mask: Tensor) -> Counts:
-    """Count the unmasked tokens and the sequences that have any, in mask [S, T]."""
+def count(mask: Tensor, correct: Tensor | None = None) -> Counts:
+    """Count the unmasked tokens, the sequences that have any, and the tokens of right responses.
+
+    `mask` is [S, T]; `correct` [S] is 1 for right responses and 0 for others, or unset where nobody asks.
+    """
     lengths = mask.bool().sum(-1)
-    return Counts(tokens=float(lengths.sum()), sequences=float((lengths > 0).sum()))
+    right = 0.0 if correct is None else float(lengths[correct.bool()].sum())
+    return Counts(tokens=float(lengths.sum()), sequences=float((lengths > 0).sum()), correct_tokens=right)
 
 
 def aggregate(values: Tensor, mask: Tensor, mode: Aggregation, counts: Counts, norm: float | None = None) -> Tensor:
@@ -106,6 +117,21 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     centred = select(values - masked_mean(values, mask), mask)
     variance = centred.square().sum() / (mask.bool().sum() - 1).clamp(min=1)
     return centred * torch.rsqrt(variance + WHITEN_EPS)
+
+
+def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
+    """Return G_t = r_t + gamma G_next of each token [S, T] in float64, 0 where the mask is 0.
+
+    "Next" is the next token the model wrote: a tool's reply in between is carried over and costs no discount.
+    """
+    rewards = select(rewards, mask).double()
+    if gamma == 1:
+        return select(rewards.flip(-1).cumsum(-1).flip(-1), mask)
+    columns, written = rewards.t().contiguous(), mask.bool().t().contiguous()
+    returns, following = torch.zeros_like(columns), torch.zeros_like(columns[0])
+    for t in reversed(range(len(columns))):
+        following = returns[t] = torch.where(written[t], columns[t] + gamma * following, following)
+    return select(returns.t(), mask)
 
 
 def log_ratio(logp: Tensor, old_logp: Tensor, mask: Tensor) -> Tensor:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlctl_train.algos.clip import clipped_loss
 from rlctl_train.algos.ops import Advantages, select, whiten
 from rlctl_train.batch import Batch
-from rlctl_train.config.algo import PpoConfig
+from rlctl_train.config.actor_critic import PpoConfig
 
 
 class Ppo:
@@ -28,25 +27,22 @@ class Ppo:
         raw = gae(select(batch["rewards"], mask), values, mask, gamma=self.config.gamma, lam=self.config.lam)
         return Advantages(whiten(raw, mask), raw + values)
 
-    def loss(self, logp: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the clipped policy loss and metrics of each token, [S, T]."""
-        return clipped_loss(logp, batch, self.config)
 
-
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> Tensor:
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float | Tensor) -> Tensor:
     """Return generalised advantage estimates [S, T] (arXiv:1506.02438), 0 where the mask is 0.
 
     delta_t = r_t + gamma V_next - V_t and A_t = delta_t + gamma lam A_next, backwards from 0 past the last
-    token. "Next" is the next token the model wrote: a tool's reply in between is carried over and costs no
-    discount.
+    token; lam may differ between sequences, [S]. "Next" is the next token the model wrote: a tool's reply in
+    between is carried over and costs no discount.
     """
-    next_value = next_advantage = torch.zeros_like(values[:, 0])
+    # The numbers of one token lie together.
+    rewards, values, written = (x.t().contiguous() for x in (rewards, values, mask.bool()))
+    next_value = next_advantage = torch.zeros_like(values[0])
     advantages = torch.zeros_like(values)
-    for t in reversed(range(values.shape[1])):
-        written = mask[:, t].bool()
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
+    for t in reversed(range(len(values))):
+        delta = rewards[t] + gamma * next_value - values[t]
         advantage = delta + gamma * lam * next_advantage
-        next_value = torch.where(written, values[:, t], next_value)
-        next_advantage = torch.where(written, advantage, next_advantage)
-        advantages[:, t] = torch.where(written, advantage, 0.0)
-    return advantages
+        next_value = torch.where(written[t], values[t], next_value)
+        next_advantage = torch.where(written[t], advantage, next_advantage)
+        advantages[t] = next_advantage
+    return select(advantages.t(), mask)

@@ -2,121 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from rlctl_train.config.base import Choices, Config
-from rlctl_train.config.optim import OptimConfig
-
-Role = Literal["actor", "critic", "reference"]
-Aggregation = Literal["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
-KlEstimator = Literal["k1", "k2", "k3", "abs", "k1+", "k3+"]
-
-AGGREGATIONS = Choices(
-    {
-        "token-mean": "sum over tokens, divided by their number",
-        "token-sum": "sum over tokens",
-        "seq-mean-token-sum": "sum over tokens, divided by the number of sequences",
-        "seq-mean-token-mean": "mean over each sequence's tokens, then over sequences",
-        "seq-mean-token-sum-norm": "sum over tokens, divided by the number of sequences and by `aggregation_norm`",
-    }
+from rlctl_train.config.actor_critic import PpoConfig, VapoConfig
+from rlctl_train.config.base import Config
+from rlctl_train.config.critic_free import (
+    GdpoConfig,
+    GpgConfig,
+    OpoConfig,
+    OtbConfig,
+    PassKGrpoConfig,
+    ReinforcePpBaselineConfig,
+    ReinforcePpConfig,
+    RemaxConfig,
+    RlooConfig,
 )
-KL_ESTIMATORS = Choices(
-    {
-        "k1": "the log-ratio: unbiased, noisy, of either sign",
-        "k2": "half its square: biased, never negative, unbiased gradient",
-        "k3": "inverse ratio - 1 + log-ratio: unbiased, never negative, little noise",
-        "abs": "the log-ratio's size",
-        "k1+": "the value of k1 with the gradient of k2",
-        "k3+": "the value of k3 with the gradient of k2",
-    }
-)
+from rlctl_train.config.distill import DistillConfig
+from rlctl_train.config.losses import ClipLoss, PolicyLossConfig
+from rlctl_train.config.policy import NormalizedGroup, Role
+from rlctl_train.config.preference import SpinConfig, SppoConfig
 
 
-class FixedKl(Config):
-    """Subtract `coef` times the KL estimate from the reward of each token."""
-
-    type: Literal["fixed"] = "fixed"
-    coef: NonNegativeFloat = 0.001
-    """Factor on the KL estimate."""
-    estimator: Annotated[KlEstimator, KL_ESTIMATORS] = "k1"
-    """Per-token KL estimator between the old policy and the reference."""
-
-
-class AdaptiveKl(Config):
-    """Steer the coefficient towards a target KL (Ziegler et al. 2019, arXiv:1909.08593)."""
-
-    type: Literal["adaptive"] = "adaptive"
-    coef: PositiveFloat = 0.001
-    """Initial factor on the KL estimate."""
-    target: PositiveFloat = 0.1
-    """Wanted KL per sequence, in nats."""
-    horizon: PositiveInt = 10000
-    """Number of sequences over which the coefficient may move by its full step."""
-    estimator: Annotated[KlEstimator, KL_ESTIMATORS] = "k1"
-    """Per-token KL estimator between the old policy and the reference."""
-
-
-KlInReward = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")]
-
-
-class _PolicyGradient(Config):
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Lower clip: the probability ratio is held above 1 - clip_low."""
-    clip_high: PositiveFloat = 0.2
-    """Upper clip: the probability ratio is held below 1 + clip_high."""
-    dual_clip: Annotated[float, Field(gt=1)] | None = 3.0
-    """Bound on the loss of tokens with negative advantage, as a multiple of the advantage; unset turns it off."""
-    aggregation: Annotated[Aggregation, AGGREGATIONS] = "token-mean"
-    """How per-token losses become one number; counts are global, over the whole mini-batch."""
-    aggregation_norm: PositiveFloat | None = None
-    """Constant divisor of `seq-mean-token-sum-norm`, in tokens; unset takes `rollout.max_response_tokens`."""
-    kl_loss_coef: NonNegativeFloat = 0.0
-    """Factor on the KL-to-reference loss; 0 turns it off and needs no reference model."""
-    kl_loss_estimator: Annotated[KlEstimator, KL_ESTIMATORS] = "k3"
-    """Per-token KL estimator of the loss between the current policy and the reference."""
-    entropy_coef: float = 0.0
-    """Factor on the entropy bonus."""
-
-    needs_critic: ClassVar[bool] = False
-
-    def roles(self) -> tuple[Role, ...]:
-        """Return the model roles this algorithm needs, actor first."""
-        roles: list[Role] = ["actor"]
-        if self.needs_critic:
-            roles.append("critic")
-        kl_in_reward = getattr(self, "kl_in_reward", None)
-        if self.kl_loss_coef > 0 or kl_in_reward is not None:
-            roles.append("reference")
-        return tuple(roles)
-
-
-class _GroupRelative(_PolicyGradient):
-    group_size: Annotated[int, Field(ge=2)] = 8
-    """Responses sampled per prompt; the group is the baseline."""
-    normalize_std: bool = True
-    """Divide by the group's standard deviation; false gives Dr.GRPO's advantage (arXiv:2503.20783)."""
-    kl_in_reward: KlInReward | None = None
-    """KL penalty inside the reward; unset turns it off."""
-
-
-class GrpoConfig(_GroupRelative):
+class GrpoConfig(NormalizedGroup):
     """Group relative policy optimisation (Shao et al. 2024, arXiv:2402.03300)."""
 
     type: Literal["grpo"] = "grpo"
 
 
-class DapoConfig(_GroupRelative):
+class DapoConfig(NormalizedGroup):
     """Decoupled clip and dynamic sampling policy optimisation (Yu et al. 2025, arXiv:2503.14476)."""
 
     type: Literal["dapo"] = "dapo"
     group_size: Annotated[int, Field(ge=2)] = 16
     """Responses sampled per prompt; the group is the baseline."""
-    clip_high: PositiveFloat = 0.28
-    """Upper clip: the probability ratio is held below 1 + clip_high; above clip_low, so that rare tokens can grow."""
-    dual_clip: Annotated[float, Field(gt=1)] | None = None
-    """Bound on the loss of tokens with negative advantage, as a multiple of the advantage; unset turns it off."""
+    loss: PolicyLossConfig = ClipLoss(clip_high=0.28, dual_clip=None)
+    """The policy loss; the paper's upper clip is above the lower one, so that rare tokens can grow."""
     max_rounds: PositiveInt = 10
     """Generation rounds of a step at most: groups of equal scores are left out and replaced by new prompts' groups.
 
@@ -129,27 +51,6 @@ class DapoConfig(_GroupRelative):
     """Taken off the reward of a response of `rollout.max_response_tokens`; 0 turns the penalty on length off."""
 
 
-class PpoConfig(_PolicyGradient):
-    """Proximal policy optimisation with a learned critic (Schulman et al. 2017, arXiv:1707.06347)."""
-
-    type: Literal["ppo"] = "ppo"
-    needs_critic: ClassVar[bool] = True
-    group_size: PositiveInt = 1
-    """Responses sampled per prompt."""
-    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Discount per token."""
-    lam: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """GAE lambda (arXiv:1506.02438)."""
-    value_clip: PositiveFloat = 0.5
-    """Largest change of a value against the rollout's value before its loss is clipped."""
-    critic_optim: OptimConfig = OptimConfig(lr=1e-5)
-    """Optimizer of the critic."""
-    critic_warmup_steps: NonNegativeInt = 0
-    """First steps in which only the critic learns."""
-    kl_in_reward: KlInReward | None = None
-    """KL penalty inside the reward; unset turns it off."""
-
-
 class SftConfig(Config):
     """Supervised fine-tuning on the `response` column: cross-entropy on completion tokens only."""
 
@@ -160,5 +61,22 @@ class SftConfig(Config):
         return ("actor",)
 
 
-AlgoConfig = Annotated[GrpoConfig | DapoConfig | PpoConfig | SftConfig, Field(discriminator="type")]
-RlConfig = GrpoConfig | DapoConfig | PpoConfig
+RlConfig = (
+    GrpoConfig
+    | DapoConfig
+    | PassKGrpoConfig
+    | GdpoConfig
+    | RlooConfig
+    | OpoConfig
+    | GpgConfig
+    | OtbConfig
+    | ReinforcePpConfig
+    | ReinforcePpBaselineConfig
+    | RemaxConfig
+    | PpoConfig
+    | VapoConfig
+    | SpinConfig
+    | SppoConfig
+    | DistillConfig
+)
+AlgoConfig = Annotated[RlConfig | SftConfig, Field(discriminator="type")]

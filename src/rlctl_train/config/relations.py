@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rlctl_train.config.algo import DapoConfig, SftConfig
+from rlctl_train.config.algo import DapoConfig, GdpoConfig, OtbConfig, SftConfig
 from rlctl_train.config.data import ArithmeticData
+from rlctl_train.config.distill import DistillConfig
 from rlctl_train.config.model import RandomModel
+from rlctl_train.config.preference import SpinConfig, SppoConfig
 from rlctl_train.config.rollout import VllmRollout
 from rlctl_train.config.run import RunConfig
 
@@ -252,6 +254,56 @@ def _overlong_buffer(config: RunConfig) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+@_relates("algo.parts", "algo.kl_in_reward", "algo.type")
+def _reward_parts(config: RunConfig) -> Iterator[Problem]:
+    """With algo.type=gdpo, algo.parts names what to learn from, and algo.kl_in_reward is left out: it changes the
+    score and none of its parts."""
+    algo = config.algo
+    if not isinstance(algo, GdpoConfig):
+        return
+    if not algo.parts:
+        yield Problem(
+            "algo.parts", {}, "names no part of the reward to learn from",
+            "give parts a weight each, as in algo.parts={math=1.0, form=0.5}, by their names in `reward/<part>`",
+        )  # fmt: skip
+    if algo.kl_in_reward is not None:
+        yield Problem(
+            "algo.kl_in_reward", "set", "has no effect with algo.type='gdpo', which learns from the reward's parts",
+            "remove the algo.kl_in_reward section, or set algo.kl_loss_coef",
+        )  # fmt: skip
+
+
+@_relates("algo.task_coef", "algo.group_size", "algo.kl_in_reward", "algo.type")
+def _taught_task(config: RunConfig) -> Iterator[Problem]:
+    """With algo.type=distill, algo.task_coef above 0 needs algo.group_size of at least 2, and algo.kl_in_reward needs
+    algo.task_coef above 0."""
+    algo = config.algo
+    if not isinstance(algo, DistillConfig):
+        return
+    if algo.task_coef > 0 and algo.group_size < 2:
+        yield Problem(
+            "algo.group_size", algo.group_size,
+            f"gives a response nothing to be compared with, as algo.task_coef={algo.task_coef:g} asks",
+            "set algo.group_size to 2 or more, or algo.task_coef=0",
+        )  # fmt: skip
+    if algo.task_coef == 0 and algo.kl_in_reward is not None:
+        yield Problem(
+            "algo.kl_in_reward", "set", "has no effect with algo.task_coef=0, which leaves the reward out",
+            "remove the algo.kl_in_reward section, or set algo.kl_loss_coef",
+        )  # fmt: skip
+
+
+@_relates("algo.correction.mode", "algo.type")
+def _squares_of_the_trainer(config: RunConfig) -> Iterator[Problem]:
+    """algo.type=otb needs algo.correction.mode=decoupled, as its baseline reads the trainer's probabilities."""
+    algo = config.algo
+    if isinstance(algo, OtbConfig) and algo.correction is not None and algo.correction.mode == "bypass":
+        yield Problem(
+            "algo.correction.mode", "bypass",
+            "leaves out the trainer's probabilities, which algo.type='otb' reads", "set algo.correction.mode=decoupled",
+        )  # fmt: skip
+
+
 @_relates("algo.aggregation_norm", "algo.aggregation")
 def _aggregation_norm(config: RunConfig) -> Iterator[Problem]:
     """algo.aggregation_norm is unset unless algo.aggregation=seq-mean-token-sum-norm."""
@@ -263,6 +315,73 @@ def _aggregation_norm(config: RunConfig) -> Iterator[Problem]:
             "algo.aggregation_norm", algo.aggregation_norm,
             f"has no effect with algo.aggregation={algo.aggregation!r}",
             "unset it, or set algo.aggregation=seq-mean-token-sum-norm",
+        )  # fmt: skip
+
+
+@_relates("algo.correction", "algo.correction.weights", "algo.correction.rejections", "algo.correction.veto")
+def _corrects_something(config: RunConfig) -> Iterator[Problem]:
+    """algo.correction has algo.correction.weights, algo.correction.rejections or algo.correction.veto, unless its
+    mode is bypass."""
+    made = None if isinstance(config.algo, SftConfig) else config.algo.correction
+    if made is None or made.mode == "bypass" or made.weights or made.rejections or made.veto is not None:
+        return
+    yield Problem(
+        "algo.correction", "set", "corrects nothing",
+        "set algo.correction.weights.level=token, or remove the algo.correction section: its metrics come anyway",
+    )  # fmt: skip
+
+
+@_relates("algo.correction.weights", "algo.correction.mode", "algo.loss.type")
+def _bypass_weights(config: RunConfig) -> Iterator[Problem]:
+    """With algo.correction.mode=bypass, algo.correction.weights goes with algo.loss.type=gpg only: other losses hold a
+    ratio to the rollout engine already."""
+    algo = config.algo
+    made = None if isinstance(algo, SftConfig) else algo.correction
+    if isinstance(algo, SftConfig) or made is None or made.mode != "bypass" or made.weights is None:
+        return
+    if algo.loss.type != "gpg":
+        yield Problem(
+            "algo.correction.weights", "set",
+            f"weighs a loss that has the same ratio in it: algo.loss.type={algo.loss.type!r} with mode='bypass'",
+            "set algo.loss.type=gpg, or remove the algo.correction.weights section",
+        )  # fmt: skip
+
+
+@_relates("algo.correction.weights.normalize", "algo.correction.mode")
+def _bypass_mean(config: RunConfig) -> Iterator[Problem]:
+    """algo.correction.weights.normalize needs algo.correction.mode=decoupled, which knows the whole batch before the
+    update."""
+    made = None if isinstance(config.algo, SftConfig) else config.algo.correction
+    if made is not None and made.mode == "bypass" and made.weights is not None and made.weights.normalize:
+        yield Problem(
+            "algo.correction.weights.normalize", True,
+            "needs the weights of the whole batch, which algo.correction.mode='bypass' never sees at once",
+            "unset it, or set algo.correction.mode=decoupled",
+        )  # fmt: skip
+
+
+@_relates("algo.correction", "algo.type")
+def _whole_responses(config: RunConfig) -> Iterator[Problem]:
+    """algo.correction is left out with algo.type=spin and sppo, whose losses are of whole responses: it weighs and
+    masks tokens."""
+    algo = config.algo
+    if isinstance(algo, (SpinConfig, SppoConfig)) and algo.correction is not None:
+        yield Problem(
+            "algo.correction", "set",
+            f"weighs or masks tokens, but algo.type={algo.type!r} learns from whole responses",
+            "remove the algo.correction section",
+        )  # fmt: skip
+
+
+@_relates("algo.refresh_every_steps", "model.lora")
+def _moving_reference(config: RunConfig) -> Iterator[Problem]:
+    """algo.refresh_every_steps is 0 with model.lora, where the model without its adapters is the reference."""
+    algo = config.algo
+    if isinstance(algo, SpinConfig) and algo.refresh_every_steps and config.model.lora is not None:
+        yield Problem(
+            "algo.refresh_every_steps", algo.refresh_every_steps,
+            "asks for another reference than the model without its adapters, which model.lora makes it",
+            "set it to 0, or remove the model.lora section",
         )  # fmt: skip
 
 
@@ -324,5 +443,7 @@ def _divisors(number: int) -> str:
 RELATIONS = (
     _head_size, _key_value_heads, _reach, _adapters, _mini_batches, _sequence_a_device, _enough_problems,
     _warm_start_batches, _warm_start_schedule, _micro_batch, _operands, _scored, _answer_form, _one_supervision,
-    _overlong_buffer, _aggregation_norm, _placement, _whole_engines, _one_split, _schedule,
+    _overlong_buffer, _reward_parts, _taught_task, _squares_of_the_trainer, _aggregation_norm,
+    _corrects_something, _bypass_weights, _bypass_mean, _whole_responses,
+    _moving_reference, _placement, _whole_engines, _one_split, _schedule,
 )  # fmt: skip

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from rlctl_train.config.algo import AlgoConfig, GrpoConfig, Role
+from rlctl_train.config.algo import AlgoConfig, GrpoConfig
 from rlctl_train.config.base import Choices, Config
 from rlctl_train.config.data import DataConfig
 from rlctl_train.config.engine import EngineConfig, Fsdp2Config
 from rlctl_train.config.model import ModelConfig
+from rlctl_train.config.policy import Role
 from rlctl_train.config.reward import GraderConfig, RewardConfig
 from rlctl_train.config.rollout import HfRollout, RolloutConfig
 from rlctl_train.config.trainer import (

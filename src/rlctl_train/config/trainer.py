@@ -73,10 +73,24 @@ class HealthConfig(Config):
     """Largest gap between sampled and recomputed log-probabilities at the first step, in nats.
 
     Unset takes 1e-4 in float32 and 0.2 in bfloat16."""
+    probs_diff: PositiveFloat | None = 0.01
+    """Largest mean difference of sampled and recomputed probabilities in any step; unset turns the gate off.
+
+    Below 0.005 is usual; beyond 0.01 one side computes something else."""
+    rollout_kl: PositiveFloat | None = 0.05
+    """Largest KL between rollout and trainer (`rollout_corr/k3_kl`) in any step, in nats; unset turns the gate off."""
+    chi_square: PositiveFloat | None = 1.0
+    """Largest `rollout_corr/chi2_token` in any step; unset turns the gate off.
+
+    At 1 plain importance weights leave half of the tokens' worth."""
     on_failure: Annotated[
         Literal["stop", "warn"], Choices({"stop": "end the run with exit code 3", "warn": "say so and go on"})
     ] = "stop"
-    """What happens when a check fails."""
+    """What happens when `logprob_gap` fails."""
+    on_mismatch: Annotated[
+        Literal["stop", "warn"], Choices({"stop": "end the run with exit code 3", "warn": "say so once and go on"})
+    ] = "warn"
+    """What happens when `probs_diff`, `rollout_kl` or `chi_square` fails."""
 
 
 class TelemetryConfig(Config):

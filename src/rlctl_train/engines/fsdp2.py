@@ -6,8 +6,9 @@ the whole mini-batch, and gradients are sums. Every method is collective: all ra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -18,6 +19,7 @@ from rlctl_hw.types import Savings
 from torch import Tensor
 from transformers import AutoConfig
 
+from rlctl_train.algos.objective import PolicyObjective
 from rlctl_train.algos.ops import Counts, TokenOutputs, count
 from rlctl_train.batch import Batch
 from rlctl_train.checkpoint.sharded import load_sharded, save_sharded, stored_names
@@ -29,11 +31,22 @@ from rlctl_train.data.balance import workload
 from rlctl_train.device import current, has_varlen_attention, random_state, release_cache, set_random_state
 from rlctl_train.engines.adapters import fingerprint, merged, peft_settings, peft_tensors
 from rlctl_train.engines.export import write_folder
+from rlctl_train.engines.logits import Top
 from rlctl_train.engines.lora import adapters_off
 from rlctl_train.engines.models import Decoder, Policy, Role, load_model
 from rlctl_train.engines.optimizer import ShardedAdamW
 from rlctl_train.engines.packing import Pass, cut, lay_out
-from rlctl_train.engines.sharding import full, max_over_ranks, num_ranks, rank, shard, sum_over_ranks
+from rlctl_train.engines.sharding import (
+    fill,
+    full,
+    gather_over_ranks,
+    let_go,
+    max_over_ranks,
+    num_ranks,
+    rank,
+    shard,
+    sum_over_ranks,
+)
 
 Objective = Callable[[TokenOutputs, Batch, Counts], tuple[Tensor, dict[str, Tensor]]]
 
@@ -94,6 +107,19 @@ class Fsdp2Engine:
         answers = self._answers(batch, temperature)
         return answers.get("logp", NO_ANSWERS), answers.get("entropy", NO_ANSWERS)
 
+    def logprobs_and_squares(self, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
+        """Return log-probability of each unmasked token and the sum over the vocabulary of squared probabilities where
+        it was drawn, [S, T] each on the host; 0 elsewhere."""
+        answers = self._answers(batch, temperature, wants_squares=True)
+        return answers.get("logp", NO_ANSWERS), answers.get("sum_pi_squared", NO_ANSWERS)
+
+    def top_logprobs(self, batch: Batch, temperature: float, *, k: int, num_ids: int) -> tuple[Tensor, Tensor]:
+        """Return the at most `k` likeliest of the first `num_ids` tokens at the place of each unmasked token, and their
+        log-probabilities, [S, T, K] each on the host; 0 elsewhere."""
+        answers = self._answers(batch, temperature, top=Top(k, num_ids))
+        nothing = NO_ANSWERS[..., None]
+        return answers.get("top_ids", nothing.long()), answers.get("top_logp", nothing)
+
     def values(self, batch: Batch) -> Tensor:
         """Return the value of the state before each unmasked token, [S, T] on the host; 0 elsewhere."""
         return self._answers(batch, 1.0).get("values", NO_ANSWERS)
@@ -102,8 +128,13 @@ class Fsdp2Engine:
         """Add the gradient of the objective over the mini-batch of all ranks; return its metrics over all ranks.
 
         Logits are divided by `temperature` before the softmax. Ranks may hold different numbers of rows, also none.
+        A batch with `teacher_ids` is asked for their log-probabilities too. An objective that needs statistics of the
+        whole mini-batch costs a pass without gradients before it.
         """
         counts = self._counts(batch)
+        if isinstance(objective, PolicyObjective) and objective.needs_statistics:
+            logp, _ = self.logprobs(batch, temperature)
+            batch = batch.with_columns(**objective.statistics(logp, batch, gather_over_ranks))
         shares: list[dict[str, Tensor]] = []
         for rows in self._cut(batch):
             if not rows:
@@ -112,7 +143,8 @@ class Fsdp2Engine:
             micro = batch.rows(rows)
             asked = self._lay_out(micro)
             micro = Batch({name: column.to(self._device) for name, column in micro.columns.items()}, micro.records)
-            loss, metrics = objective(_in_place(self._ask(asked, temperature), asked, micro), micro, counts)
+            answers = self._ask(_with_candidates(asked, micro), temperature)
+            loss, metrics = objective(_in_place(answers, asked, micro), micro, counts)
             loss.backward()
             shares.append(metrics)
         return _add_up(shares)
@@ -141,6 +173,12 @@ class Fsdp2Engine:
         for name, weight in self._weights.items():
             whole = full(weight.detach().to(self._device))
             yield name, whole if self._lora is None else merged(name, whole, self._parameters, self._lora)
+
+    def take_weights(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Write whole tensors, under the names that `weights` gives them, over the weights; all go to every rank."""
+        let_go(self._model)
+        for name, whole in tensors:
+            fill(self._weights[name], whole)
 
     def offload(self) -> None:
         """Give cached device memory back; move parameters to the host, if the plan says so, until `onload`."""
@@ -209,25 +247,36 @@ class Fsdp2Engine:
         shard(model, self._device, self._dtype, self._savings.reshard_after_forward)
         return model
 
-    def _ask(self, asked: Pass, temperature: float) -> TokenOutputs:
-        """Run the model on one pass; answers are [R]."""
-        if isinstance(self._model, Policy):
-            logp, entropy = self._model(asked, temperature, self._config.logits_chunk_tokens)
-            return TokenOutputs(logp=logp, entropy=entropy)
-        return TokenOutputs(values=self._model(asked))
+    def _ask(
+        self, asked: Pass, temperature: float, wants_squares: bool = False, top: Top | None = None
+    ) -> TokenOutputs:
+        """Run the model on one pass; answers are [R] or [R, K]. Targets after the first of a place are candidates."""
+        if not isinstance(self._model, Policy):
+            return TokenOutputs(values=self._model(asked))
+        answers = self._model(asked, temperature, self._config.logits_chunk_tokens, wants_squares, top)
+        if top is not None:
+            return TokenOutputs(top_ids=answers[0], top_logp=answers[1])
+        logp, entropy, *more = answers
+        squares = more[0] if more else None
+        if asked.targets.ndim == 1:
+            return TokenOutputs(logp=logp, entropy=entropy, sum_pi_squared=squares)
+        return TokenOutputs(logp=logp[:, 0], entropy=entropy, sum_pi_squared=squares, top_logp=logp[:, 1:])
 
-    def _answers(self, batch: Batch, temperature: float) -> dict[str, Tensor]:
-        """Run the model on all rows without gradients; each answer is [S, T] on the host."""
+    def _answers(
+        self, batch: Batch, temperature: float, wants_squares: bool = False, top: Top | None = None
+    ) -> dict[str, Tensor]:
+        """Run the model on all rows without gradients; each answer is [S, T] or [S, T, K] on the host."""
         answers: dict[str, Tensor] = {}
         with torch.no_grad():
             for rows in self._cut(batch):
                 micro = batch.rows(rows) if rows else NOTHING
                 asked = self._lay_out(micro)
-                outputs = vars(_in_place(self._ask(asked, temperature), asked, micro))
+                outputs = vars(_in_place(self._ask(asked, temperature, wants_squares, top), asked, micro))
                 if rows:
                     for name, value in outputs.items():
                         if value is not None:
-                            answer = answers.setdefault(name, torch.zeros(len(batch), value.shape[1]))
+                            shape = len(batch), *value.shape[1:]
+                            answer = answers.setdefault(name, torch.zeros(shape, dtype=value.dtype))
                             answer[rows] = value.cpu()
         return answers
 
@@ -261,9 +310,9 @@ class Fsdp2Engine:
         return workload(length, self._model.num_matrix_parameters, self._model.attention_width)
 
     def _counts(self, batch: Batch) -> Counts:
-        own = count(batch["response_mask"]) if len(batch) else Counts(0.0, 0.0)
-        both = torch.tensor([own.tokens, own.sequences], dtype=torch.float64, device=self._device)
-        return Counts(*sum_over_ranks(both).tolist())
+        own = count(batch["response_mask"], batch.columns.get("correct")) if len(batch) else Counts(0.0, 0.0)
+        every = torch.tensor(list(vars(own).values()), dtype=torch.float64, device=self._device)
+        return Counts(*sum_over_ranks(every).tolist())
 
     def _move(self, device: torch.device) -> None:
         self._model.to(device)
@@ -313,16 +362,25 @@ class Fsdp2Engine:
         return {f"rng.{d.type}.{rank()}": random_state(d) for d in {HOST, self._device}}
 
 
+def _with_candidates(asked: Pass, micro: Batch) -> Pass:
+    """Ask also for the log-probabilities of `teacher_ids` [S, T, K], where the batch has them."""
+    if "teacher_ids" not in micro:
+        return asked
+    candidates = micro["teacher_ids"].flatten(0, 1)[asked.places]
+    return replace(asked, targets=torch.cat([asked.targets[:, None], candidates], 1))
+
+
 def _in_place(outputs: TokenOutputs, asked: Pass, micro: Batch) -> TokenOutputs:
-    """Put answers [R] where they belong in [S, T]; 0 elsewhere."""
+    """Put answers [R] or [R, K] where they belong in [S, T] or [S, T, K]; 0 elsewhere."""
     shape = micro["response_mask"].shape
 
     def spread(answer: Tensor | None) -> Tensor | None:
         if answer is None:
             return None
-        return answer.new_zeros(shape.numel()).index_copy(0, asked.places, answer).view(shape)
+        rest = answer.shape[1:]
+        return answer.new_zeros(shape.numel(), *rest).index_copy(0, asked.places, answer).view(*shape, *rest)
 
-    return TokenOutputs(spread(outputs.logp), spread(outputs.entropy), spread(outputs.values))
+    return TokenOutputs(**{name: spread(answer) for name, answer in vars(outputs).items()})
 
 
 def _add_up(shares: list[dict[str, Tensor]]) -> dict[str, float]:

@@ -1,14 +1,23 @@
 """Log-probabilities and entropies of predicted tokens, without ever holding the logits of all of them.
 
-Letters: R predicted tokens, H hidden size, V vocabulary.
+Letters: R predicted tokens, H hidden size, V vocabulary, K candidates for each token.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Top:
+    """Which tokens count as the likeliest: at most `k`, among those numbered below `num_ids`."""
+
+    k: int
+    num_ids: int
 
 
 def token_logprobs(
@@ -18,9 +27,33 @@ def token_logprobs(
 
     The distribution is the softmax of (hidden [R, H] @ weight [V, H]^T + bias [V]) / temperature. Logits of at most
     `chunk_tokens` tokens exist at one time; the backward pass makes them again, except those of the last chunk,
-    which are kept. Both results are differentiable in hidden, weight and bias.
+    which are kept. Both results are differentiable in hidden, weight and bias. With several targets each, [R, K],
+    log-probabilities are [R, K].
     """
-    return _TokenLogprobs.apply(hidden, weight, bias, targets, temperature, chunk_tokens)
+    logp, entropy, _ = _TokenLogprobs.apply(hidden, weight, bias, targets, temperature, chunk_tokens, False)
+    return logp, entropy
+
+
+def token_logprobs_and_squares(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk_tokens: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `token_logprobs` does and the sum of each distribution's squared probabilities [R], which has no
+    gradient."""
+    return _TokenLogprobs.apply(hidden, weight, bias, targets, temperature, chunk_tokens, True)
+
+
+@torch.no_grad()
+def top_logprobs(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, chunk_tokens: int, top: Top
+) -> tuple[Tensor, Tensor]:
+    """Return the likeliest tokens and their log-probabilities, [R, K] each, likeliest first; distributions as above."""
+    num = min(top.k, top.num_ids, len(weight))
+    ids = torch.empty(len(hidden), num, dtype=torch.int64, device=hidden.device)
+    logp = torch.empty(ids.shape, dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+    for part in _chunks(len(hidden), chunk_tokens):
+        log_probs = _log_softmax(hidden[part], weight, bias, temperature)
+        logp[part], ids[part] = log_probs[:, : top.num_ids].topk(num, dim=-1)
+    return ids, logp
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -33,24 +66,33 @@ class _TokenLogprobs(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
         chunk_tokens: int,
-    ) -> tuple[Tensor, Tensor]:
+        wants_squares: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        logp, entropy = (torch.empty(len(hidden), dtype=dtype, device=hidden.device) for _ in range(2))
+        logp = torch.empty(targets.shape, dtype=dtype, device=hidden.device)
+        entropy = torch.empty(len(hidden), dtype=dtype, device=hidden.device)
+        squares = torch.empty_like(entropy) if wants_squares else None
         log_probs = hidden.new_empty(0, len(weight), dtype=dtype)
         for part in _chunks(len(hidden), chunk_tokens):
             del log_probs
             log_probs = _log_softmax(hidden[part], weight, bias, temperature)
-            logp[part] = log_probs.gather(1, targets[part, None]).squeeze(1)
-            entropy[part] = -torch.linalg.vecdot(log_probs.exp(), log_probs)
+            logp[part] = log_probs.gather(1, _columns(targets[part])).view_as(targets[part])
+            probs = log_probs.exp()
+            entropy[part] = -torch.linalg.vecdot(probs, log_probs)
+            if squares is not None:
+                squares[part] = torch.linalg.vecdot(probs, probs)
+            del probs
         ctx.save_for_backward(hidden, weight, bias, targets, entropy, log_probs)
         ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
         ctx.set_materialize_grads(False)
-        return logp, entropy
+        if squares is not None:
+            ctx.mark_non_differentiable(squares)
+        return logp, entropy, squares
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, entropy, kept = ctx.saved_tensors
-        grad_logp, grad_entropy = grads
+        grad_logp, grad_entropy, _ = grads
         grad_hidden = torch.empty_like(hidden)
         _, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         grad_weight = torch.zeros_like(weight, dtype=kept.dtype) if wants_weight else None
@@ -60,9 +102,9 @@ class _TokenLogprobs(torch.autograd.Function):
             log_probs = kept if part is parts[-1] else _log_softmax(hidden[part], weight, bias, ctx.temperature)
             grad_logits = _grad_logits(
                 log_probs,
-                targets[part],
+                _columns(targets[part]),
                 entropy[part],
-                None if grad_logp is None else grad_logp[part] / ctx.temperature,
+                None if grad_logp is None else _columns(grad_logp[part] / ctx.temperature),
                 None if grad_entropy is None else grad_entropy[part] / ctx.temperature,
             ).to(weight.dtype)
             torch.mm(grad_logits, weight, out=grad_hidden[part])
@@ -74,8 +116,13 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(weight.dtype),
-            None, None, None,
+            None, None, None, None,
         )  # fmt: skip
+
+
+def _columns(values: Tensor) -> Tensor:
+    """Return [r] as [r, 1] and [r, K] as it is."""
+    return values[:, None] if values.ndim == 1 else values
 
 
 def _chunks(num_tokens: int, chunk_tokens: int) -> list[slice]:
@@ -93,19 +140,19 @@ def _log_softmax(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperatur
 def _grad_logits(
     log_probs: Tensor, targets: Tensor, entropy: Tensor, grad_logp: Tensor | None, grad_entropy: Tensor | None
 ) -> Tensor:
-    """Return the gradient in the logits before the temperature's division, [r, V].
+    """Return the gradient in the logits before the temperature's division, [r, V]; targets and grad_logp are [r, K].
 
     d logp / d z_j = [j = target] - p_j and d entropy / d z_j = -p_j (log p_j + entropy).
     """
     probs = log_probs.exp()
-    factor = torch.zeros_like(entropy) if grad_logp is None else -grad_logp
+    factor = torch.zeros_like(entropy) if grad_logp is None else -grad_logp.sum(1)
     if grad_entropy is None:
         grad = probs.mul_(factor[:, None])
     else:
         slope = grad_entropy[:, None]
         grad = probs.mul_((factor - grad_entropy * entropy)[:, None] - slope * log_probs)
     if grad_logp is not None:
-        grad.scatter_add_(1, targets[:, None], grad_logp[:, None])
+        grad.scatter_add_(1, targets, grad_logp)
     return grad
 
 

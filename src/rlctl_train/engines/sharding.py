@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlctl_train.device import COLLECTIVES
 from rlctl_train.engines.models import Decoder
@@ -56,6 +56,20 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def fill(held: Tensor, whole: Tensor) -> None:
+    """Write the whole tensor's values, or this rank's part of them, into what the rank holds."""
+    if isinstance(held, DTensor):
+        whole = distribute_tensor(whole, held.device_mesh, held.placements, src_data_rank=None)
+    local(held.detach()).copy_(local(whole))
+
+
+def let_go(model: nn.Module) -> None:
+    """Drop whole layers that a pass has left gathered: the next one gathers them anew."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def like(part: Tensor, whole: Tensor) -> Tensor:
     """Return this rank's `part` as a tensor sharded as `whole` is, sharing its memory."""
     if not isinstance(whole, DTensor):
@@ -79,6 +93,15 @@ def max_over_ranks(value: int, device: torch.device) -> int:
     tensor = torch.tensor(value, device=device)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return int(tensor)
+
+
+def gather_over_ranks(rows: Tensor) -> Tensor:
+    """Return the rows [n, K] of all ranks, one below the other, on the host; every rank may have another n."""
+    if num_ranks() == 1:
+        return rows
+    everyone: list[Tensor] = [rows] * num_ranks()
+    dist.all_gather_object(everyone, rows)
+    return torch.cat(everyone)
 
 
 def _mesh(device: torch.device) -> DeviceMesh:

@@ -15,6 +15,7 @@ def step(run: RolloutRun, prompts: Sequence[PromptRow]) -> None:
     batch = run.logprobs(batch)
     batch = run.values(batch)
     batch = run.advantages(batch)
+    batch = run.resample(batch)
     run.update_critic(batch)
     run.update_actor(batch)
     run.sync()

@@ -46,6 +46,10 @@ class RolloutRun(Protocol):
         """Add `advantages` and `returns`, and check the health of the batch."""
         ...
 
+    def resample(self, batch: BatchRef) -> BatchRef:
+        """Choose which responses to learn from, and how often, where the algorithm says so."""
+        ...
+
     def update_critic(self, batch: BatchRef) -> None:
         """Take the critic's optimizer steps, when there is a critic."""
         ...
@@ -56,6 +60,30 @@ class RolloutRun(Protocol):
 
     def sync(self) -> None:
         """Hand the policy's weights to the rollout engines."""
+        ...
+
+
+class GreedyRun(RolloutRun, Protocol):
+    """What a flow may ask for that compares with what the policy finds likeliest."""
+
+    def greedy_baseline(self, batch: BatchRef, prompts: Sequence[PromptRow]) -> BatchRef:
+        """Add `baseline`: the score of one greedy response to each prompt of the batch."""
+        ...
+
+
+class TaughtRun(RolloutRun, Protocol):
+    """What a flow may ask for that has a teacher."""
+
+    def teach(self, batch: BatchRef) -> BatchRef:
+        """Add what the teacher says: `teacher_logp`, or `teacher_ids` and `teacher_top_logp`."""
+        ...
+
+
+class SelfPlayRun(RolloutRun, Protocol):
+    """What a flow may ask for that compares the policy with an earlier one."""
+
+    def refresh_reference(self) -> None:
+        """Make the policy the reference, in the steps in which the algorithm says so."""
         ...
 
 

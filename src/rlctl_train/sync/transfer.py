@@ -47,6 +47,5 @@ def compare(sent: str, held: str, version: int) -> None:
     """Raise SyncError, naming the version, unless the receiver holds what was sent."""
     if sent != held:
         raise SyncError(
-            f"weights of version {version} did not arrive whole: the trainer sent {sent}, "
-            f"the rollout engine holds {held}"
+            f"weights of version {version} did not arrive whole: the trainer sent {sent}, the receiver holds {held}"
         )

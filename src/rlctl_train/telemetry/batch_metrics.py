@@ -27,6 +27,9 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
     for column in TOKEN_COLUMNS:
         if column in batch:
             metrics |= _spread(f"critic/{column}", _response_tokens(batch, column))
+    if "teacher_logp" in batch and "old_logp" in batch:
+        gaps = _response_tokens(batch, "old_logp") - _response_tokens(batch, "teacher_logp")
+        metrics["teacher/reverse_kl"] = float(gaps.mean()) if gaps.numel() else 0.0
     if "values" in batch and "returns" in batch:
         metrics["critic/vf_explained_var"] = _explained_variance(batch)
     for side in ("prompt", "response"):
