@@ -94,7 +94,7 @@ def presets(session: nox.Session) -> None:
 
 @nox.session
 def calibration(session: nox.Session) -> None:
-    """Compare predicted memory and time with published measurements, and write docs/calibration.md and step_times.md."""
+    """Hold predicted memory and time against published numbers; write docs/calibration.md and docs/step_times.md."""
     env = environment(session, "desk", "-e", ".[dev]")
     session.run(env / "python", "benchmarks/calibration/report.py", *session.posargs)
     session.run(env / "python", "benchmarks/calibration/step_times.py", *session.posargs)
