@@ -159,7 +159,7 @@ def test_a_choice_that_needs_more_says_what() -> None:
 
 
 def test_the_default_is_that_of_the_run_s_own_variant() -> None:
-    assert explained("algo.clip_high", "quickstart-dapo", "cpu:2").leaf.default == 0.28
+    assert explained("algo.loss.clip_high", "quickstart-dapo", "cpu:2").leaf.default == 0.28
     assert explained("algo.critic_optim.lr", "quickstart-ppo", "cpu:2").leaf.default == 1e-5
     assert explained("algo.type", "quickstart-ppo", "cpu:2").leaf.default == "grpo"
     assert explained("reward.type", "quickstart", "cpu:2").setter.beat == ()
@@ -173,7 +173,7 @@ def test_entries_of_a_free_table_are_leaves_too() -> None:
 @pytest.mark.parametrize(
     ("key", "words", "why"),
     [
-        ("algo.gamma", (), "it goes with algo.type=ppo, which is grpo"),
+        ("algo.gamma", (), "it goes with algo.type=reinforce_pp or ppo or vapo, which is grpo"),
         ("model.lora.rank", (), "model.lora is unset; setting model.lora.rank sets it"),
         (
             "algo.kl_in_reward.target",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from rlctl_train.config.losses import DpoLoss, PairLossConfig, SppoLoss
 from rlctl_train.config.policy import AGGREGATIONS, PolicyGradient, Role
@@ -29,7 +29,7 @@ class SpinConfig(ResponseLevel):
     type: Literal["spin"] = "spin"
     loss: PairLossConfig = DpoLoss()  # pyright: ignore[reportIncompatibleVariableOverride]
     """The loss of a pair."""
-    group_size: Literal[2] = 2
+    group_size: Annotated[int, Field(ge=2, le=2)] = 2
     """Responses sampled per prompt; the two make a pair."""
     refresh_every_steps: NonNegativeInt = 10
     """Steps after which the policy becomes the reference it is compared with from then on; 0 keeps the first one."""
