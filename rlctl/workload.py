@@ -34,8 +34,8 @@ def shape_of(config: RunConfig) -> ModelShape:
 def teacher_shape(config: RunConfig) -> ModelShape | None:
     """Return the shape of the teacher that the run's algorithm asks; None where it asks none.
 
-    A folder that is not there, such as the result of a run yet to be made, is planned for as one of the run's own shape:
-    the run itself will not start without it.
+    A folder that is not there, such as the result of a run yet to be made, is planned for as one of the run's own
+    shape: the run itself will not start without it.
     """
     if not isinstance(config.algo, DistillConfig):
         return None
