@@ -15,6 +15,8 @@ TIMINGS = {
     "reference_logprobs": "ref",
     "teacher_logprobs": "teacher",
     "values": "values",
+    "reward_model_logprobs": "reward_model",
+    "reward_model_update": "update_reward_model",
     "actor_update": "update_actor",
     "critic_update": "update_critic",
     "weight_sync": "update_weights",

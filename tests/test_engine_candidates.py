@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from rlctl_train.algos.ops import Counts, TokenOutputs, aggregate
+from rlctl_train.algos.prime import OutcomeObjective
 from rlctl_train.batch import Batch, concat, gather
+from rlctl_train.config.prime import PrimeConfig
 from tests.engine_support import gradients, make_batch, make_engine, make_model
 
 K, TEMPERATURE = 5, 1.3
@@ -92,3 +99,45 @@ def test_batches_of_candidates_join_like_others() -> None:
     joined = concat([narrow, wide])["teacher_ids"]
     assert joined.shape == (3, 4, K) and not joined[:2, 3].any()
     assert torch.equal(gather([((0, 2), narrow), ((1,), wide)], [0, 2, 1])["teacher_ids"], joined)
+
+
+SHARES = {"uneven": ([5], [0, 1, 2, 3, 4, 6, 7, 8, 9]), "none": ([], list(range(10)))}
+
+
+def judged_batch() -> Batch:
+    batch = make_batch()
+    return batch.with_columns(ref_logp=batch["weight"] - 4, correct=torch.arange(10) % 2)
+
+
+def learn(path: str, rows: list[int]) -> tuple[Any, ...]:
+    """Return loss and gradient of candidates and of outcomes, and the likeliest tokens of this rank's rows."""
+    found: list[Any] = []
+    for batch, asked in ((asked_batch(), objective), (judged_batch(), OutcomeObjective(PrimeConfig(beta=0.3)))):
+        engine = make_engine(path, max_tokens_per_micro_batch=45)
+        metrics = engine.forward_backward(batch.rows(rows) if rows else Batch({}), asked, TEMPERATURE)
+        found += [metrics, gradients(engine)]
+    own = make_batch().rows(rows) if rows else Batch({})
+    return *found, *make_engine(path, role="reference").top_logprobs(own, TEMPERATURE, k=K, num_ids=100)
+
+
+def run_rank(rank: int, path: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.save({name: learn(path, rows[rank]) for name, rows in SHARES.items()}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_give_what_one_gives(model: str, tmp_path: Path) -> None:
+    mp.spawn(run_rank, args=(model, tmp_path), nprocs=2)  # type: ignore[attr-defined]
+    *one, ids, logp = learn(model, list(range(10)))
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(2)]
+    for name, shares in SHARES.items():
+        for rank, rows in enumerate(shares):
+            *made, own_ids, own_logp = results[rank][name]
+            for found, expected in zip(made, one, strict=True):
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6)
+            if rows:
+                torch.testing.assert_close(own_logp, logp[rows], rtol=1e-4, atol=2e-6)
+                assert torch.equal(own_ids, ids[rows])
+            else:
+                assert own_ids.shape[0] == 0

@@ -201,7 +201,7 @@ def test_every_choice_of_every_enumeration_has_a_meaning() -> None:
         ("rollout.gpu_memory_share", "number, above 0 and below 1 (may be unset)"),
         ("trainer.optim.betas", "list of 2: number, each at least 0 and below 1"),
         ("model.lora.target_modules", "list of text, at least 1 of them"),
-        ("algo.group_size", "whole number, at least 2 or at least 1 by variant"),
+        ("algo.group_size", "whole number, at least 2 or at least 1 or at least 2 and at most 2 by variant"),
         ("warm_start", "section (may be unset)"),
         ("data.shuffle", "true or false"),
     ],

@@ -60,6 +60,9 @@ class FakeRun:
         self.called.append("advantages")
         return batch
 
+    def resample(self, batch: list[int]) -> list[int]:
+        raise AssertionError("every response is learnt from once")
+
     def update_critic(self, batch: list[int]) -> None:
         raise AssertionError("there is no critic")
 

@@ -117,7 +117,7 @@ def test_a_new_type_keeps_keys_it_shares() -> None:
 def test_a_key_of_another_variant_is_refused_when_nothing_dropped_it() -> None:
     line, remedy = findings("algo.gamma=0.9")["algo.gamma"]
     assert "belongs to algo.type=reinforce_pp or ppo or vapo, but that is grpo (from preset quickstart)" in line
-    assert remedy.startswith("set algo.type=ppo")
+    assert remedy.startswith("set algo.type=reinforce_pp")
 
 
 def test_reward_path_alone_means_a_custom_reward() -> None:

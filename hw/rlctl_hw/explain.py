@@ -15,6 +15,8 @@ PHASE_WORDS = {
     "reference_logprobs": "reference log-probabilities",
     "teacher_logprobs": "teacher's log-probabilities",
     "values": "values",
+    "reward_model_logprobs": "reward model's log-probabilities",
+    "reward_model_update": "reward model update",
     "actor_update": "actor update",
     "critic_update": "critic update",
     "optimizer_step": "optimizer step",

@@ -99,7 +99,9 @@ def _passes(workload: Workload, hardware: Hardware, layout: Layout, speeds: Spee
         forward("teacher_logprobs", "teacher", "teacher")
     if "critic" in workload.roles:
         forward("values", "critic", "critic")
-    for role in ("actor", "critic"):
+    if "reward_model" in workload.roles:
+        forward("reward_model_logprobs", "reward_model", "reward model")
+    for role in ("actor", "critic", "reward_model"):
         if role in workload.roles:
             rows.append((f"{role}_update", *_update(work, role, workload, hardware, layout, speeds), True))
     return rows

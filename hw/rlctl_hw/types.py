@@ -243,7 +243,8 @@ class Workload:
 
     shape: ModelShape
     roles: tuple[str, ...]
-    """Models in training or in use beside the rollout engine: actor, critic, reference, teacher."""
+    """Models in training or in use beside the rollout engine: actor, critic, reference, teacher,
+    reward_model (a language model that is trained)."""
     group_size: int
     prompts_per_step: int
     mini_batches: int

@@ -42,7 +42,7 @@ def checkpoint_bytes(config: RunConfig, shape: ModelShape) -> int:
     """Estimate what checkpoints and export take: while one is written, the kept ones and the new one exist."""
     lora = config.model.lora
     trained = shape.num_params if lora is None else lora_params(shape, lora.rank)
-    policies = 2 if "critic" in config.algo.roles() else 1
+    policies = sum(role in ("actor", "critic", "reward_model") for role in config.algo.roles())
     saves = config.checkpoint.keep_last + 1
     export = BYTES_PER_WEIGHT * shape.num_params * config.checkpoint.export_hf
     return SPARE_BYTES + trained * BYTES_PER_PARAMETER * policies * saves + export

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -23,6 +23,7 @@ from rlctl_train.cluster import collect
 from rlctl_train.config.algo import DapoConfig, PpoConfig, SftConfig
 from rlctl_train.config.policy import ActorCritic
 from rlctl_train.config.preference import SpinConfig
+from rlctl_train.config.prime import PrimeConfig
 from rlctl_train.data.balance import balance
 from rlctl_train.data.loader import PromptRow, supervised_rows
 from rlctl_train.health import MismatchGates, check_logprob_gap
@@ -180,7 +181,7 @@ class Controller:
     @property
     def max_rounds(self) -> int:
         """The most times a step may generate."""
-        assert isinstance(self._config.algo, DapoConfig)
+        assert isinstance(self._config.algo, DapoConfig | PrimeConfig)
         return self._config.algo.max_rounds
 
     def more_prompts(self, num: int) -> list[PromptRow]:
@@ -192,6 +193,34 @@ class Controller:
         scored = batch.parts[-1]
         scores = ray.get(self._scorer.scores.remote(scored.ref))
         return [scores[i : i + batch.group_size] for i in range(0, len(scores), batch.group_size)]
+
+    @property
+    def reward_update(self) -> Literal["before", "after", "none"]:
+        """When the reward model learns."""
+        assert isinstance(self._config.algo, PrimeConfig)
+        return self._config.algo.update
+
+    @property
+    def accuracy_bounds(self) -> tuple[float, float]:
+        """The smallest and the largest share of right responses of a group to learn from."""
+        assert isinstance(self._config.algo, PrimeConfig)
+        return self._config.algo.min_accuracy, self._config.algo.max_accuracy
+
+    def accuracies(self, batch: BatchRef) -> list[float]:
+        """Return the share of right responses to each prompt."""
+        right: list[float] = ray.get(self._scorer.outcomes.remote(batch.parts[-1].ref))
+        size = batch.group_size
+        return [sum(right[i : i + size]) / size for i in range(0, len(right), size)]
+
+    def update_reward_model(self, batch: BatchRef) -> None:
+        """Take the reward model's optimizer steps."""
+        with self._phase("update", "update_reward_model"):
+            self._metrics |= self._update("reward_model", "outcome", batch, prefix="reward_model")
+
+    def reward_logprobs(self, batch: BatchRef) -> BatchRef:
+        """Add `reward_logp`."""
+        with self._phase("logprobs", "reward_model"):
+            return self._on_ranks("reward_model", "reward_logprobs", batch)
 
     def choose(self, groups: Sequence[tuple[BatchRef, Sequence[int]]]) -> BatchRef:
         """Make one batch of the named groups of several batches, in the order given."""
@@ -446,7 +475,7 @@ class Controller:
     def _changing(self) -> list[str]:
         """Roles whose weights the run changes: those that are trained, and a reference that is refreshed."""
         algo = self._config.algo
-        roles = ["actor", "critic"]
+        roles = ["actor", "critic", "reward_model"]
         if isinstance(algo, SpinConfig) and algo.refresh_every_steps:
             roles.append("reference")
         return [role for role in roles if role in self._engines]

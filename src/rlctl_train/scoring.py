@@ -101,6 +101,10 @@ class ScoreWorker:
         """Return the scores of what `score` returned, row by row."""
         return scored["score"].tolist()
 
+    def outcomes(self, scored: Batch) -> list[float]:
+        """Return 1 for what `score` found right and 0 for the rest, row by row."""
+        return scored["correct"].tolist()
+
     def advantages(self, rows: list[int], layout: Layout, *parts: Batch) -> tuple[Batch, dict[str, float]]:
         """Return columns `rewards`, `advantages` (and `returns`), and the metrics of the whole batch."""
         assert self._algo is not None

@@ -29,6 +29,7 @@ from rlctl_train.config.algo import SftConfig
 from rlctl_train.config.distill import DistillConfig, TopKSignal
 from rlctl_train.config.optim import OptimConfig
 from rlctl_train.config.policy import ActorCritic, PolicyGradient, Role
+from rlctl_train.config.prime import PrimeConfig
 from rlctl_train.device import COLLECTIVES
 from rlctl_train.memory_watch import MemoryWatch, Usage
 from rlctl_train.prepare import Teacher
@@ -36,7 +37,11 @@ from rlctl_train.registry import ENGINES, LOSSES, ROLLOUTS, load
 from rlctl_train.rollout.base import Peers, Sampling
 
 Layout = Sequence[Sequence[int]]
-Objective = Literal["policy", "value", "supervised"]
+Objective = Literal["policy", "value", "supervised", "outcome"]
+
+
+ENGINE_ROLES = {"teacher": "reference", "reward_model": "actor"}
+"""Roles that an engine holds as it does another: a teacher is never trained, a reward model is a policy that is."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +90,11 @@ class EngineWorker:
                 COLLECTIVES[self._spec.device], store=store, rank=self._rank, world_size=self._world
             )
         spec, config = self._spec, self._spec.config
-        # A teacher is a reference of other weights; adapters are the student's.
+        # Adapters are the student's.
         teacher = spec.teacher if self._role == "teacher" else None
         self._engine = load(ENGINES, config.engine.type)(
             model_path=teacher.path if teacher else spec.model_path,
-            role="reference" if teacher else self._role,
+            role=ENGINE_ROLES.get(self._role, self._role),
             config=config.engine,
             lora=None if teacher else config.model.lora,
             savings=spec.plan.savings,
@@ -135,6 +140,12 @@ class EngineWorker:
                 batch, self._temperature, k=algo.signal.k, num_ids=self._spec.teacher.num_ids
             )
         return Batch({"teacher_ids": ids, "teacher_top_logp": logp})
+
+    def reward_logprobs(self, rows: list[int], layout: Layout, *parts: Batch) -> Batch:
+        """Return column `reward_logp` for `rows`."""
+        with self._at_work("logprobs"):
+            logp, _ = self._engine.logprobs(_assemble(rows, layout, parts), self._temperature)
+        return Batch({"reward_logp": logp})
 
     def values(self, rows: list[int], layout: Layout, *parts: Batch) -> Batch:
         """Return column `values` for `rows`."""
@@ -242,10 +253,14 @@ class EngineWorker:
         if self._role == "critic":
             assert isinstance(config.algo, ActorCritic)
             return config.algo.critic_optim
+        if self._role == "reward_model":
+            assert isinstance(config.algo, PrimeConfig)
+            return config.algo.reward_optim
         return config.trainer.optim if self._role == "actor" else None
 
     def _objective(self, kind: Objective) -> Any:
         from rlctl_train.algos.objective import PolicyObjective, SupervisedObjective, ValueObjective
+        from rlctl_train.algos.prime import OutcomeObjective
 
         algo = self._spec.config.algo
         if kind == "supervised":
@@ -254,6 +269,9 @@ class EngineWorker:
         if kind == "value":
             assert isinstance(algo, ActorCritic)
             return ValueObjective(algo)
+        if kind == "outcome":
+            assert isinstance(algo, PrimeConfig)
+            return OutcomeObjective(algo)
         loss = load(LOSSES, algo.loss.type)(algo.loss)
         return PolicyObjective(loss, algo, self._spec.config.rollout.max_response_tokens)
 

@@ -23,6 +23,7 @@ from rlctl_train.config.distill import DistillConfig
 from rlctl_train.config.losses import ClipLoss, PolicyLossConfig
 from rlctl_train.config.policy import NormalizedGroup, Role
 from rlctl_train.config.preference import SpinConfig, SppoConfig
+from rlctl_train.config.prime import PrimeConfig
 
 
 class GrpoConfig(NormalizedGroup):
@@ -78,5 +79,6 @@ RlConfig = (
     | SpinConfig
     | SppoConfig
     | DistillConfig
+    | PrimeConfig
 )
 AlgoConfig = Annotated[RlConfig | SftConfig, Field(discriminator="type")]

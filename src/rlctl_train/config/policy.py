@@ -11,7 +11,7 @@ from rlctl_train.config.correction import RolloutCorrection
 from rlctl_train.config.losses import ClipLoss, PolicyLossConfig
 from rlctl_train.config.optim import OptimConfig
 
-Role = Literal["actor", "critic", "reference", "teacher"]
+Role = Literal["actor", "critic", "reference", "teacher", "reward_model"]
 Aggregation = Literal["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 KlEstimator = Literal["k1", "k2", "k3", "abs", "k1+", "k3+"]
 

@@ -14,6 +14,7 @@ from rlctl_train.config.data import ArithmeticData
 from rlctl_train.config.distill import DistillConfig
 from rlctl_train.config.model import RandomModel
 from rlctl_train.config.preference import SpinConfig, SppoConfig
+from rlctl_train.config.prime import PrimeConfig
 from rlctl_train.config.rollout import VllmRollout
 from rlctl_train.config.run import RunConfig
 
@@ -293,6 +294,17 @@ def _taught_task(config: RunConfig) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+@_relates("algo.min_accuracy", "algo.max_accuracy", "algo.type")
+def _accuracies(config: RunConfig) -> Iterator[Problem]:
+    """With algo.type=prime, algo.min_accuracy is at most algo.max_accuracy."""
+    algo = config.algo
+    if isinstance(algo, PrimeConfig) and algo.min_accuracy > algo.max_accuracy:
+        yield Problem(
+            "algo.min_accuracy", algo.min_accuracy,
+            f"is more than algo.max_accuracy={algo.max_accuracy:g}", f"use at most {algo.max_accuracy:g}",
+        )  # fmt: skip
+
+
 @_relates("algo.correction.mode", "algo.type")
 def _squares_of_the_trainer(config: RunConfig) -> Iterator[Problem]:
     """algo.type=otb needs algo.correction.mode=decoupled, as its baseline reads the trainer's probabilities."""
@@ -443,7 +455,7 @@ def _divisors(number: int) -> str:
 RELATIONS = (
     _head_size, _key_value_heads, _reach, _adapters, _mini_batches, _sequence_a_device, _enough_problems,
     _warm_start_batches, _warm_start_schedule, _micro_batch, _operands, _scored, _answer_form, _one_supervision,
-    _overlong_buffer, _reward_parts, _taught_task, _squares_of_the_trainer, _aggregation_norm,
+    _overlong_buffer, _reward_parts, _taught_task, _accuracies, _squares_of_the_trainer, _aggregation_norm,
     _corrects_something, _bypass_weights, _bypass_mean, _whole_responses,
     _moving_reference, _placement, _whole_engines, _one_split, _schedule,
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rlctl_train.data.loader import PromptRow
 
@@ -109,4 +109,30 @@ class ResamplingRun(RolloutRun, Protocol):
 
     def record(self, metrics: Mapping[str, float]) -> None:
         """Add metrics of the step."""
+        ...
+
+
+class RewardModelRun(ResamplingRun, Protocol):
+    """What a flow may ask for that has a reward model to train."""
+
+    @property
+    def reward_update(self) -> Literal["before", "after", "none"]:
+        """When the reward model learns: before it rewards a step's tokens, after it, or never."""
+        ...
+
+    @property
+    def accuracy_bounds(self) -> tuple[float, float]:
+        """The smallest and the largest share of right responses of a group to learn from."""
+        ...
+
+    def accuracies(self, batch: BatchRef) -> list[float]:
+        """Return the share of right responses to each prompt."""
+        ...
+
+    def update_reward_model(self, batch: BatchRef) -> None:
+        """Take the reward model's optimizer steps."""
+        ...
+
+    def reward_logprobs(self, batch: BatchRef) -> BatchRef:
+        """Add `reward_logp`."""
         ...

@@ -38,7 +38,7 @@ GLOSSARY = (
     Meaning("actor/teacher_kl", "nats", "KL from the teacher over its likeliest tokens, before `algo.coef`."),
     Meaning("actor/teacher_mass", "ratio", "Mean probability that the teacher gives to those tokens together."),
     Meaning(
-        "teacher/reverse_kl", "nats", "Mean of the policy's less the teacher's log-probability of a token."
+        "teacher/reverse_kl", "nats", "Mean of the policy's less the teacher's log-probability of a response token."
     ),
     Meaning("actor/entropy", "nats", "Mean entropy of the policy over response tokens."),
     Meaning("actor/reward_kl_penalty", "nats", "Mean KL per sequence that was taken off the reward."),
@@ -58,6 +58,11 @@ GLOSSARY = (
     Meaning("critic/grad_norm", "-", "Global L2 norm of the critic's gradient before clipping."),
     Meaning("critic/skipped", "ratio", "Share of the critic's optimizer steps left out, likewise."),
     Meaning("critic/lr", "-", "Learning rate of the critic."),
+    Meaning("reward_model/loss", "nats", "Cross-entropy of right and wrong against the reward model's sum."),
+    Meaning("reward_model/accuracy", "ratio", "Share of responses that the reward model tells right from wrong."),
+    Meaning("reward_model/grad_norm", "-", "Global L2 norm of the reward model's gradient before clipping."),
+    Meaning("reward_model/skipped", "ratio", "Share of the reward model's optimizer steps left out, likewise."),
+    Meaning("reward_model/lr", "-", "Learning rate of the reward model."),
     Meaning(f"response_length/{SPREAD}", "tokens", "Length of a response."),
     Meaning("response_length/clip_ratio", "ratio", "Share of responses that ended at `rollout.max_response_tokens`."),
     Meaning(f"prompt_length/{SPREAD}", "tokens", "Length of a prompt."),
@@ -68,6 +73,8 @@ GLOSSARY = (
     Meaning("timing_s/ref", "s", "The reference model's log-probabilities."),
     Meaning("timing_s/teacher", "s", "The teacher's log-probabilities."),
     Meaning("timing_s/values", "s", "The critic's values."),
+    Meaning("timing_s/reward_model", "s", "The reward model's log-probabilities."),
+    Meaning("timing_s/update_reward_model", "s", "Training the reward model."),
     Meaning("timing_s/adv", "s", "Advantages and returns."),
     Meaning("timing_s/update_critic", "s", "Training the critic."),
     Meaning("timing_s/update_actor", "s", "Training the policy."),
@@ -117,10 +124,12 @@ GLOSSARY = (
     Meaning("reward/greedy_baseline", "score", "Mean score of the greedy responses that ReMax compares with."),
     Meaning("sampling/distinct_share", "ratio", "Share of responses learnt from at least once (`algo.resample`)."),
     Meaning("sampling/rounds", "-", "Rounds of generation of the step (dynamic sampling)."),
-    Meaning("sampling/kept_groups", "groups", "Groups of unequal scores that are learnt from."),
-    Meaning("sampling/dropped_groups", "groups", "Groups left out because all their scores are equal."),
-    Meaning("sampling/filled_groups", "groups", "Groups of equal scores that fill a step up after the last round."),
-    Meaning("sampling/surplus_groups", "groups", "Groups of unequal scores beyond the batch, which are given up."),
+    Meaning(
+        "sampling/kept_groups", "groups", "Groups that teach (unequal scores, accuracy in bounds) and are learnt from."
+    ),
+    Meaning("sampling/dropped_groups", "groups", "Groups left out because they do not teach."),
+    Meaning("sampling/filled_groups", "groups", "Groups that do not teach but fill a step up after the last round."),
+    Meaning("sampling/surplus_groups", "groups", "Groups that teach, beyond the batch, which are given up."),
     Meaning("sampling/score_mean", "score", "Mean score of every response generated, also of groups left out."),
     Meaning("reward/<part>", "score", "Mean of one part of a reward of several parts."),
     Meaning("val-core/<source>/acc/mean@<n>", "ratio", "Accuracy on held-out prompts, mean of n responses a prompt."),
