@@ -43,10 +43,17 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run every test that needs neither a GPU nor vLLM."""
+    """Run every test that needs neither a GPU nor vLLM, but the longest."""
     env = environment(session, "train", "-e", ".[train,math,peft,test]")
-    choice = ("-m", "not vllm and not gpu", "--ignore=tests/vllm")
+    choice = ("-m", "not vllm and not gpu and not long", "--ignore=tests/vllm")
     session.run(env / "python", "-m", "pytest", *choice, *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def long(session: nox.Session) -> None:
+    """Run the longest tests: whole runs of every policy loss, advantage and correction."""
+    env = environment(session, "train", "-e", ".[train,math,peft,test]")
+    session.run(env / "python", "-m", "pytest", "-m", "long", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session

@@ -10,7 +10,7 @@ import pytest
 from rlctl_train.telemetry.glossary import describe
 from tests import runs
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 REWARD = f"{Path(__file__).with_name('digit_reward.py')}"
 PARTS = [{"type": "custom", "path": f"{REWARD}:digits"}, {"type": "custom", "path": f"{REWARD}:any_digit"}]

@@ -9,7 +9,7 @@ import pytest
 
 from tests import runs
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 TRAINER = {"num_steps": 3, "mini_batches_per_step": 2}
 TIS = {"weights": {"level": "token"}, "rejections": [{"type": "k3", "level": "geometric"}], "veto": 1e-4}

@@ -9,7 +9,7 @@ import pytest
 
 from tests import runs
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 LOSSES: list[dict[str, Any]] = [
     {"type": "clip_cov", "token_share": 0.1, "cov_low": 0.01},
