@@ -2,6 +2,7 @@
 
 config.md    every key, from the pydantic classes     cli.md    every command, from the Typer app
 metrics.md   every metric, from the glossary          doctor.md  every check, from the doctor's table
+algorithms.md  every algorithm and policy loss, from their settings and tables
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rlctl import app, schema
 from rlctl.doctor import registry as checks
 from rlctl_train.config import RunConfig
 from rlctl_train.config.base import Config
+from rlctl_train.registry import ALGOS, FLOWS, LOSSES
 from rlctl_train.telemetry import glossary
 
 DOCS = Path(__file__).parent
@@ -43,6 +45,7 @@ def pages() -> dict[str, str]:
     """Return every generated page by file name."""
     return {
         "config.md": config_page(), "cli.md": cli_page(), "metrics.md": metrics_page(), "doctor.md": doctor_page(),
+        "algorithms.md": algorithms_page(),
     }  # fmt: skip
 
 
@@ -56,7 +59,8 @@ def config_page() -> str:
         "keys are refused with the nearest spelling.\n"
         "A section with several variants names its choice in `type`.\n\n"
     )
-    return head + "\n".join(_section((), RunConfig, None))
+    # Variants share sections: what reads the same under the same name is written once.
+    return head + "\n".join(dict.fromkeys(_sections((), RunConfig, None)))
 
 
 def cli_page() -> str:
@@ -107,26 +111,73 @@ def doctor_page() -> str:
     return head + checks.markdown() + tail
 
 
+def algorithms_page() -> str:
+    """Return one table of algorithms and one of policy losses."""
+    head = (
+        f"# Algorithms\n\n{NOTE}\n"
+        "`algo.type` names the advantage and the dataflow; `algo.loss`, `algo.aggregation`, the KL terms, entropy\n"
+        "and `algo.correction` are choices of their own beside it. Shown are defaults; presets named `quickstart-*`\n"
+        "run most of them on a tiny model. Formulas stand in the files named.\n\n"
+    )
+    algorithms = [
+        "| `algo.type` | what | default loss | aggregation | KL | roles | advantage | flow |",
+        "|" + "---|" * 8,
+    ]
+    losses = ["| `algo.loss.type` | what | file |", "|---|---|---|"]
+    for model in schema.find(("algo",)).models:  # type: ignore[union-attr]
+        algorithms.append("| " + " | ".join(_algorithm(model)) + " |")
+    for model in schema.find(("algo", "loss")).models:  # type: ignore[union-attr]
+        name = str(schema.tag(model))
+        losses.append(f"| `{name}` | {_first_line(model)} | {_file(LOSSES[name])} |")
+    return head + "\n".join([*algorithms, "", "## Policy losses", "", *losses, ""])
+
+
+def _algorithm(model: type[Config]) -> Iterator[str]:
+    made: Any = model.model_construct()
+    name, fields = str(schema.tag(model)), model.model_fields
+    yield f"`{name}`"
+    yield _first_line(model)
+    yield f"`{made.loss.type}`" if "loss" in fields else "cross-entropy"
+    yield f"`{made.aggregation}`" if "aggregation" in fields else "`token-mean`"
+    yield ", ".join(word for key, word in (("kl_in_reward", "in reward"), ("kl_loss_coef", "in loss")) if key in fields)
+    yield ", ".join(made.roles())
+    yield _file(ALGOS[name]) if name in ALGOS else ""
+    yield _file(FLOWS[name])
+
+
+def _first_line(model: type[Config]) -> str:
+    return " ".join((model.__doc__ or "").split("\n\n")[0].split())
+
+
+def _file(target: str) -> str:
+    path = target.partition(":")[0].removeprefix("rlctl_train.").replace(".", "/")
+    return f"[{path}.py](../src/rlctl_train/{path}.py)"
+
+
 def _is_current(path: Path, text: str) -> bool:
     return path.is_file() and path.read_text(encoding="utf-8") == text
 
 
-def _section(path: schema.Path, model: type[Config], defaults: Config | None) -> Iterator[str]:
-    """Yield the lines of one config class and of the sections below it; `defaults` is an instance with its defaults."""
+def _sections(path: schema.Path, model: type[Config], defaults: Config | None) -> Iterator[str]:
+    """Yield the text of one config class, then of those below it; `defaults` is an instance with its defaults."""
+    nodes = schema.children((model,), path)
+    rows = [(node, _default(node, defaults)) for node in nodes.values() if node.path[-1] != "type"]
+    yield "\n".join(_section(path, model, rows))
+    for node, default in rows:
+        for below in node.models:
+            yield from _sections(node.path, below, default if isinstance(default, below) else None)
+
+
+def _section(path: schema.Path, model: type[Config], rows: list[tuple[schema.Node, Any]]) -> Iterator[str]:
     key, variant = ".".join(path), schema.tag(model)
     if path:
         kind = f", `type = {json.dumps(variant)}`" if variant else ""
         yield f"{'#' * min(2 + (len(path) > 1), 3)} `{key}`{kind}\n"
     yield f"{(model.__doc__ or '').strip()}\n"
-    nodes = schema.children((model,), path)
-    rows = [(node, _default(node, defaults)) for node in nodes.values() if node.path[-1] != "type"]
     if rows:
         yield "| key | type | default | meaning |\n|---|---|---|---|"
         yield from (f"| {' | '.join(_cells(node, default))} |" for node, default in rows)
         yield ""
-    for node, default in rows:
-        for below in node.models:
-            yield from _section(node.path, below, default if isinstance(default, below) else None)
 
 
 def _default(node: schema.Node, defaults: Config | None) -> Any:

@@ -32,7 +32,7 @@ def load_generator() -> ModuleType:
 generator = load_generator()
 
 
-@pytest.mark.parametrize("name", ["config.md", "cli.md", "metrics.md", "doctor.md"])
+@pytest.mark.parametrize("name", ["config.md", "cli.md", "metrics.md", "doctor.md", "algorithms.md"])
 def test_generated_pages_are_current(name: str) -> None:
     assert (ROOT / "docs" / name).read_text() == generator.pages()[name], "run `nox -s docs`"
 
