@@ -48,5 +48,5 @@ class PrimeConfig(GroupRelative):
 
     def roles(self) -> tuple[Role, ...]:
         """Return the model roles this algorithm needs, actor first."""
-        others = tuple(role for role in super().roles() if role != "reference")
+        others: tuple[Role, ...] = tuple(role for role in super().roles() if role != "reference")
         return (*others, "reward_model", "reference")
