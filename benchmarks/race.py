@@ -71,8 +71,8 @@ def main() -> None:
     """Run every model and workload, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trl-python", required=True)
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
-    parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS))
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cores", default="0", help="processors both systems are pinned to, e.g. 0 or 0,1")
