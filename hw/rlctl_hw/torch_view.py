@@ -13,16 +13,18 @@ from rlctl_hw.types import Fact
 LIMIT_S = 120.0
 SOURCE = "torch, in a process of its own"
 SCRIPT = """
-import contextlib, json
+import json
 import torch
-with contextlib.suppress(ImportError):
+try:
     import torch_npu
-part = getattr(torch, "npu", None) or torch.cuda
+except ImportError:
+    torch_npu = None
+part = torch.cuda if torch_npu is None else torch.npu
 told = {"version": torch.__version__, "devices": []}
 told["runtime"] = f"CUDA {torch.version.cuda}" if torch.version.cuda else None
 if torch.version.hip:
     told["runtime"] = f"ROCm {torch.version.hip}"
-if hasattr(torch, "npu"):
+if torch_npu is not None:
     told["runtime"] = f"torch_npu {torch_npu.__version__}"
 try:
     for index in range(part.device_count() if part.is_available() else 0):
