@@ -31,6 +31,7 @@ from rlctl_train.config.correction import (
 )
 from rlctl_train.config.losses import ClipLoss
 from rlctl_train.telemetry.glossary import describe
+from tests.algo_support import assert_cuts_change_nothing
 from tests.engine_support import make_batch, make_engine, make_model
 from tests.runs import CONFIG
 
@@ -321,19 +322,11 @@ def test_a_bypass_of_one_policy_equals_the_uncorrected_update() -> None:
 @pytest.mark.parametrize("cut", [[8], [4, 4], [2] * 4, [1] * 8], ids=str)
 def test_loss_and_gradient_do_not_depend_on_the_micro_batches(config: RolloutCorrection, cut: list[int]) -> None:
     batch, logp = _batch(config)
-    objective, counts = _objective(config), ops.count(batch["response_mask"])
-    whole = logp.clone().requires_grad_()
-    loss, metrics = objective(ops.TokenOutputs(logp=whole), batch, counts)
-    loss.backward()
-    leaf, total, sums = logp.clone().requires_grad_(), 0.0, dict.fromkeys(metrics, 0.0)
-    for rows in torch.randperm(S, generator=torch.Generator().manual_seed(2)).split(cut):
-        share, part = objective(ops.TokenOutputs(logp=leaf[rows]), batch.rows(rows), counts)
-        share.backward()
-        total += share.item()
-        sums = {name: sums[name] + value.item() for name, value in part.items()}
-    torch.testing.assert_close(leaf.grad, whole.grad)
-    assert total == pytest.approx(loss.item())
-    assert sums == pytest.approx({name: value.item() for name, value in metrics.items()}, abs=1e-12)
+    objective = _objective(config)
+    assert_cuts_change_nothing(
+        lambda x, micro, counts: objective(ops.TokenOutputs(logp=x), micro, counts),
+        logp, batch, ops.count(batch["response_mask"]), cut,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("rejected", [slice(0, 10), slice(0, 7)], ids=["everything", "most"])

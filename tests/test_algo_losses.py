@@ -19,6 +19,7 @@ from rlctl_train.config.algo import DapoConfig, GrpoConfig, PpoConfig, RlConfig,
 from rlctl_train.config.losses import ClipLoss
 from rlctl_train.config.policy import Aggregation, KlEstimator
 from rlctl_train.registry import LOSSES, load
+from tests.algo_support import assert_cuts_change_nothing
 
 S, T = 8, 5
 
@@ -143,18 +144,7 @@ def test_nan_under_the_mask_changes_no_loss_no_metric_and_no_gradient(name: str)
 def test_loss_metrics_and_gradient_do_not_depend_on_the_micro_batches(name: str, cut: list[int]) -> None:
     batch, logp = _batch()
     counts = ops.count(batch["response_mask"], batch["correct"])
-    whole = logp.clone().requires_grad_()
-    loss, metrics = OBJECTIVES[name](whole, batch, counts)
-    loss.backward()
-    leaf, total, sums = logp.clone().requires_grad_(), 0.0, dict.fromkeys(metrics, 0.0)
-    for rows in torch.randperm(S, generator=torch.Generator().manual_seed(2)).split(cut):
-        share, part = OBJECTIVES[name](leaf[rows], batch.rows(rows), counts)
-        share.backward()
-        total += share.item()
-        sums = {key: sums[key] + value.item() for key, value in part.items()}
-    torch.testing.assert_close(leaf.grad, whole.grad)
-    assert total == pytest.approx(loss.item())
-    assert sums == pytest.approx({key: value.item() for key, value in metrics.items()}, abs=1e-12)
+    assert_cuts_change_nothing(OBJECTIVES[name], logp, batch, counts, cut)
 
 
 def test_the_objective_is_policy_loss_less_entropy_plus_kl() -> None:

@@ -20,6 +20,7 @@ from rlctl_train.batch import Batch
 from rlctl_train.config.losses import DpoLoss, IpoLoss
 from rlctl_train.config.preference import SpinConfig, SppoConfig
 from rlctl_train.registry import LOSSES, load
+from tests.algo_support import assert_cuts_change_nothing
 
 S, T = 10, 5
 CONFIGS: dict[str, SpinConfig | SppoConfig] = {
@@ -139,20 +140,11 @@ def test_nan_under_the_mask_changes_no_loss_no_metric_and_no_gradient(name: str)
 @pytest.mark.parametrize("cut", [[10], [5, 5], [1] * 10, [7, 0, 3]], ids=str)
 def test_micro_batches_may_part_a_pair_and_change_nothing(name: str, cut: list[int]) -> None:
     batch, logp = _batch(CONFIGS[name])
-    counts, objective = ops.count(batch["response_mask"]), _objective(CONFIGS[name])
-    whole = logp.clone().requires_grad_()
-    loss, metrics = _loss(CONFIGS[name], whole, batch)
-    loss.backward()
-    leaf, total, sums = logp.clone().requires_grad_(), 0.0, dict.fromkeys(metrics, 0.0)
-    told = _told(objective, logp, batch)
-    for rows in torch.randperm(S, generator=torch.Generator().manual_seed(2)).split(cut):
-        share, part = objective(ops.TokenOutputs(logp=leaf[rows]), told.rows(rows), counts)
-        share.backward()
-        total += share.item()
-        sums = {key: sums[key] + value.item() for key, value in part.items()}
-    torch.testing.assert_close(leaf.grad, whole.grad)
-    assert total == pytest.approx(loss.item())
-    assert sums == pytest.approx({key: value.item() for key, value in metrics.items()}, abs=1e-12)
+    objective = _objective(CONFIGS[name])
+    assert_cuts_change_nothing(
+        lambda x, micro, counts: objective(ops.TokenOutputs(logp=x), micro, counts),
+        logp, _told(objective, logp, batch), ops.count(batch["response_mask"]), cut,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PAIRS)

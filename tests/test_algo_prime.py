@@ -16,6 +16,7 @@ from rlctl_train.algos.rloo import Rloo
 from rlctl_train.batch import Batch
 from rlctl_train.config.critic_free import RlooConfig
 from rlctl_train.config.prime import PrimeConfig
+from tests.algo_support import assert_cuts_change_nothing
 
 S, T, N = 8, 5, 4
 
@@ -122,19 +123,7 @@ def test_nan_under_the_mask_changes_nothing() -> None:
 @pytest.mark.parametrize("cut", [[8], [4, 4], [1] * 8, [5, 0, 3]], ids=str)
 def test_loss_metrics_and_gradient_do_not_depend_on_the_micro_batches(cut: list[int]) -> None:
     batch, logp = make_batch()
-    counts = ops.count(batch["response_mask"])
-    whole = logp.clone().requires_grad_()
-    loss, metrics = objective(whole, batch, counts)
-    loss.backward()
-    leaf, total, sums = logp.clone().requires_grad_(), 0.0, dict.fromkeys(metrics, 0.0)
-    for rows in torch.randperm(S, generator=torch.Generator().manual_seed(2)).split(cut):
-        share, part = objective(leaf[rows], batch.rows(rows), counts)
-        share.backward()
-        total += share.item()
-        sums = {key: sums[key] + value.item() for key, value in part.items()}
-    torch.testing.assert_close(leaf.grad, whole.grad)
-    assert total == pytest.approx(loss.item())
-    assert sums == pytest.approx({key: value.item() for key, value in metrics.items()}, abs=1e-12)
+    assert_cuts_change_nothing(objective, logp, batch, ops.count(batch["response_mask"]), cut)
 
 
 @pytest.mark.parametrize("gap", [-80.0, 80.0])
