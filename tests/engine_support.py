@@ -117,3 +117,12 @@ def reference(path: str, batch: Batch, temperature: float) -> tuple[Tensor, Tens
     loss.backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return logp.detach(), entropy.detach(), float(loss.detach()), grads
+
+
+def train(engine: Fsdp2Engine, batch: Batch, num_steps: int) -> list[float]:
+    """Take optimizer steps on one batch and return the losses before each."""
+    losses = []
+    for _ in range(num_steps):
+        losses.append(engine.forward_backward(batch, policy_objective)["loss"])
+        engine.optim_step()
+    return losses

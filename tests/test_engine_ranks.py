@@ -23,6 +23,7 @@ from tests.engine_support import (
     make_model,
     policy_objective,
     reference,
+    train,
     value_objective,
     weights,
 )
@@ -55,15 +56,6 @@ def sampled(batch: Batch) -> Batch:
     rows = torch.arange(len(batch))
     columns = {"advantages": batch["weight"], "old_logp": batch["weight"] / 3 - 4}
     return batch.with_columns(**columns, row=rows, policy_version=torch.full_like(rows, 2))
-
-
-def train(engine: Any, batch: Batch, num_steps: int) -> list[float]:
-    """Take optimizer steps and return the losses before each."""
-    losses = []
-    for _ in range(num_steps):
-        losses.append(engine.forward_backward(batch, policy_objective)["loss"])
-        engine.optim_step()
-    return losses
 
 
 def run_rank(rank: int, folder: Path) -> None:

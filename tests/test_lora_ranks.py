@@ -12,7 +12,6 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 
-from rlctl_train.batch import Batch
 from rlctl_train.config.model import LoraConfig
 from rlctl_train.engines.fsdp2 import Fsdp2Engine
 from tests.engine_support import (
@@ -21,6 +20,7 @@ from tests.engine_support import (
     make_engine,
     make_model,
     policy_objective,
+    train,
     value_objective,
     weights,
 )
@@ -37,14 +37,6 @@ CASES: dict[str, dict[str, Any]] = {
 
 def engine_of(folder: Path, **changes: Any) -> Fsdp2Engine:
     return make_engine(str(folder / "model"), lora=LORA, **changes)
-
-
-def train(engine: Fsdp2Engine, batch: Batch, num_steps: int) -> list[float]:
-    losses = []
-    for _ in range(num_steps):
-        losses.append(engine.forward_backward(batch, policy_objective)["loss"])
-        engine.optim_step()
-    return losses
 
 
 def run_rank(rank: int, folder: Path) -> None:
