@@ -27,3 +27,8 @@ def test_the_quickstart_lifts_held_out_accuracy_from_below_a_half_to_above_nine_
     assert summary["val_accuracy_start"] < 0.5
     assert summary["val_accuracy_end"] >= 0.90
     AutoModelForCausalLM.from_pretrained(run / "hf")
+    shown = subprocess.run([rlctl, "runs", "show", "first", "-o", "json"], cwd=tmp_path, capture_output=True, text=True)
+    held = {row["phase"]: row for row in json.loads(shown.stdout)["prediction"]}
+    assert {"generation", "actor_update", "optimizer_step", "weight_sync"} <= held.keys()
+    for row in held.values():
+        assert row["gib"] is None or row["low_gib"] < row["measured_gib"] < row["high_gib"], row

@@ -24,7 +24,7 @@ def test_a_grpo_run_leaves_everything_it_promises(tmp_path: Path) -> None:
     assert len(runs.lines(files, "warm_start")) == 3
     first = runs.lines(files)[0]
     assert first["health/logprob_gap"] < 1e-4
-    for name in ("actor/pg_loss", "actor/entropy", "actor/lr", "timing_s/gen", "timing_s/update_weights"):
+    for name in ("actor/pg_loss", "actor/entropy", "actor/lr", "timing_s/gen", "memory_gib/actor_update"):
         assert name in first
     summary = json.loads(files.summary.read_text())
     assert {"val_accuracy_start", "val_accuracy_end", "steps", "wall_s", "tokens_per_s"} <= summary.keys()
