@@ -118,6 +118,13 @@ def build(session: nox.Session) -> None:
 
 
 @nox.session
+def learn(session: nox.Session) -> None:
+    """Show that every family learns: each quickstart preset from one checkpoint, into benchmarks/learn.md."""
+    env = environment(session, "train", "-e", ".[train]")
+    session.run(env / "python", "benchmarks/learn.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Race rlctl against TRL on this machine; results go to benchmarks/results."""
     env = environment(session, "train", "-e", ".[train]")

@@ -203,9 +203,23 @@ def test_the_value_loss_takes_the_worse_of_free_and_clipped() -> None:
     assert metrics["critic/vpred_mean"].item() == pytest.approx(v.mean())
 
 
-def test_entropy_is_asked_for_only_when_it_counts() -> None:
-    needs = [PolicyObjective(_loss(c), c, T).needs_entropy for c in (GrpoConfig(), GrpoConfig(entropy_coef=0.01))]
-    assert needs == [False, True]
+@pytest.mark.parametrize(
+    ("configured", "now", "counts"), [(0.0, None, False), (0.01, None, True), (0.01, 0.0, False), (0.0, 0.02, True)]
+)
+def test_entropy_is_asked_for_only_when_it_counts(configured: float, now: float | None, counts: bool) -> None:
+    config = GrpoConfig(entropy_coef=configured)
+    assert PolicyObjective(_loss(config), config, T, now).needs_entropy == counts
+
+
+def test_the_bonus_is_paid_at_the_factor_of_the_moment() -> None:
+    batch, logp = _batch()
+    config, counts = GrpoConfig(entropy_coef=0.3), ops.count(batch["response_mask"])
+    outputs = ops.TokenOutputs(logp=logp, entropy=-logp)
+    losses = [
+        PolicyObjective(_loss(config), config, T, now)(outputs, batch, counts)[0] for now in (0.0, 0.3, 0.6, None)
+    ]
+    assert losses[3] == losses[1]
+    assert (losses[2] - losses[0]).item() == pytest.approx(2 * (losses[1] - losses[0]).item())
 
 
 @pytest.mark.parametrize("estimator", get_args(KlEstimator))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hypothesis import given
@@ -133,13 +131,3 @@ def test_a_step_always_learns_from_a_whole_batch_of_distinct_groups(
     assert len(run.rounds) == run.metrics["sampling/rounds"] <= max_rounds
     assert sum(run.outcomes[prompt] == MIXED for prompt in run.learnt) == kept
     assert not (filled and len(run.rounds) < max_rounds)
-
-
-def test_the_flow_in_the_documentation_runs() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "adding.md").read_text()
-    (code,) = [part for part in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "ResamplingRun" in part]
-    names: dict[str, Any] = {"ResamplingRun": Any, "Sequence": Sequence, "PromptRow": Any}
-    exec(code, names)
-    run = FakeRun([EQUAL, MIXED, EQUAL, MIXED])
-    names["step"](run, run.more_prompts(4))
-    assert run.learnt == [0, 2] and run.called == ["logprobs", "advantages", "update_actor", "sync"]

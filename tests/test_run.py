@@ -45,6 +45,7 @@ def test_ppo_with_roles_split_over_devices_and_every_kl_term(tmp_path: Path) -> 
             "kl_in_reward": {"type": "adaptive", "coef": 0.1},
             "kl_loss_coef": 0.05,
             "entropy_coef": 0.01,
+            "entropy_control": {"target": 0.1, "step_size": 0.004},
         },
         trainer={"num_steps": 3, "mini_batches_per_step": 2, "epochs_per_step": 2},
     )
@@ -53,6 +54,10 @@ def test_ppo_with_roles_split_over_devices_and_every_kl_term(tmp_path: Path) -> 
     for name in ("critic/vf_loss", "actor/kl_loss", "actor/reward_kl_penalty_coeff", "critic/grad_norm"):
         assert name in last
     assert last["actor/reward_kl_penalty_coeff"] != 0.1
+    paid = [line["actor/entropy_coef"] for line in runs.lines(files)]
+    assert paid == [0.01, 0.0, 0.0], "an untrained policy is far above the target"
+    state = json.loads((files.checkpoints / "step_000003" / "state.json").read_text())
+    assert state["entropy"] == {"coef": 0.0, "is_paid": False}
 
 
 def test_supervised_training_alone_lowers_the_held_out_loss(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import ray
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from rlctl_train.algos.entropy_control import EntropyController
 from rlctl_train.batch_ref import BatchRef, Part, choose
 from rlctl_train.cluster import collect
 from rlctl_train.config.algo import DapoConfig, PpoConfig, SftConfig
@@ -53,6 +54,7 @@ class Controller:
         self._spec, self._config, self._materials, self._status = spec, spec.config, materials, status
         self._layout, self._draw = layout, draw
         self._gates = MismatchGates(spec.config, spec.plan)
+        self._entropy = EntropyController(spec.config.algo)
         self.step = 0
         self.version = -1
         self.first_step = True
@@ -308,11 +310,15 @@ class Controller:
     def update_actor(self, batch: BatchRef) -> None:
         """Take the policy's optimizer steps, unless the critic is still warming up."""
         algo = self._config.algo
+        assert not isinstance(algo, SftConfig)
         if isinstance(algo, ActorCritic) and self.step <= algo.critic_warmup_steps:
             return
         with self._phase("update", "update_actor"):
             made = self._update("actor", "policy", batch, prefix="actor")
-            self._metrics |= made
+        if algo.entropy_control is not None:
+            made["actor/entropy_coef"] = self._entropy.coef
+            self._entropy.update(made["actor/entropy"])
+        self._metrics |= made
         if self._updates_per_step == 1:  # with more of them the policy has moved before the last
             self._gates.check(made)
 
@@ -404,13 +410,14 @@ class Controller:
         with self._phase("checkpoint", "save_checkpoint"):
             collect([actor.save.remote(folder) for role in self._changing for actor in self._engines[role]])
             scorer = {} if self._scorer is None else ray.get(self._scorer.state.remote())
-        return {"version": self.version, "scorer": scorer}
+        return {"version": self.version, "scorer": scorer, "entropy": self._entropy.state()}
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Take back what `save` wrote."""
         collect([actor.load.remote(folder) for role in self._changing for actor in self._engines[role]])
         if self._scorer is not None:
             ray.get(self._scorer.load_state.remote(state["scorer"]))
+        self._entropy.load_state(state["entropy"])
         self.version = state["version"] - 1
 
     def export(self, folder: Path) -> None:
@@ -433,7 +440,7 @@ class Controller:
         plan = [self._shares(batch, rows, len(actors)) for rows in self._mini_batches(batch)]
         results = collect(
             [
-                actor.update.remote(kind, [shares[rank] for shares in plan], *batch.arguments())
+                actor.update.remote(kind, self._entropy.coef, [shares[rank] for shares in plan], *batch.arguments())
                 for rank, actor in enumerate(actors)
             ]
         )[0]

@@ -154,10 +154,10 @@ class EngineWorker:
         return Batch({"values": values})
 
     def update(
-        self, kind: Objective, mini_batches: list[list[int]], layout: Layout, *parts: Batch
+        self, kind: Objective, entropy_coef: float, mini_batches: list[list[int]], layout: Layout, *parts: Batch
     ) -> list[dict[str, float]]:
         """Take one optimizer step per mini-batch (this rank's rows of each); return each step's metrics."""
-        objective = self._objective(kind)
+        objective = self._objective(kind, entropy_coef)
         temperature = 1.0 if kind == "supervised" else self._temperature
         metrics = []
         with self._at_work("critic_update" if kind == "value" else "actor_update"):
@@ -258,7 +258,7 @@ class EngineWorker:
             return config.algo.reward_optim
         return config.trainer.optim if self._role == "actor" else None
 
-    def _objective(self, kind: Objective) -> Any:
+    def _objective(self, kind: Objective, entropy_coef: float) -> Any:
         from rlctl_train.algos.objective import PolicyObjective, SupervisedObjective, ValueObjective
         from rlctl_train.algos.prime import OutcomeObjective
 
@@ -273,7 +273,7 @@ class EngineWorker:
             assert isinstance(algo, PrimeConfig)
             return OutcomeObjective(algo)
         loss = load(LOSSES, algo.loss.type)(algo.loss)
-        return PolicyObjective(loss, algo, self._spec.config.rollout.max_response_tokens)
+        return PolicyObjective(loss, algo, self._spec.config.rollout.max_response_tokens, entropy_coef)
 
 
 class RolloutWorker:

@@ -67,11 +67,15 @@ class PolicyObjective:
     tokens, except `actor/pg_loss`, `actor/kl_loss` and `actor/teacher_kl`, which are aggregated as the loss is.
     """
 
-    def __init__(self, loss: PolicyLoss, config: RlConfig, max_response_tokens: int) -> None:
+    def __init__(
+        self, loss: PolicyLoss, config: RlConfig, max_response_tokens: int, entropy_coef: float | None = None
+    ) -> None:
+        """`entropy_coef` is the factor on the entropy bonus now; unset takes that of the configuration."""
         self.loss = loss
         self.config = config
         self.norm = config.aggregation_norm or float(max_response_tokens)
-        self.needs_entropy = config.entropy_coef != 0
+        self.entropy_coef = config.entropy_coef if entropy_coef is None else entropy_coef
+        self.needs_entropy = self.entropy_coef != 0
         self.needs_statistics = isinstance(loss, WholeBatchLoss)
 
     def statistics(self, logp: Tensor, batch: Batch, gather: Gather) -> dict[str, Tensor]:
@@ -109,7 +113,7 @@ class PolicyObjective:
         metrics = gaps | {"actor/pg_loss": loss.detach(), **_token_means(token_metrics, mask, counts)}
         if self.needs_entropy:
             assert outputs.entropy is not None, "an entropy bonus needs entropies"
-            loss = loss - config.entropy_coef * total(outputs.entropy)
+            loss = loss - self.entropy_coef * total(outputs.entropy)
         if outputs.entropy is not None:
             metrics |= _token_means({"actor/entropy": outputs.entropy}, mask, counts)
         if config.kl_loss_coef > 0:

@@ -60,6 +60,15 @@ class AdaptiveKl(Config):
     """Per-token KL estimator between the old policy and the reference."""
 
 
+class EntropyControl(Config):
+    """Steer `entropy_coef` towards a target entropy (Skywork-OR1, arXiv:2505.22312)."""
+
+    target: PositiveFloat
+    """Wanted mean entropy of a token, in nats; above it no bonus is paid."""
+    step_size: PositiveFloat = 0.005
+    """How far the coefficient moves after each step: up below the target, down above it."""
+
+
 KlInReward = Annotated[FixedKl | AdaptiveKl, Field(discriminator="type")]
 
 
@@ -77,7 +86,9 @@ class PolicyGradient(Config):
     kl_loss_estimator: Annotated[KlEstimator, KL_ESTIMATORS] = "k3"
     """Per-token KL estimator of the loss between the current policy and the reference."""
     entropy_coef: float = 0.0
-    """Factor on the entropy bonus."""
+    """Factor on the entropy bonus; with `entropy_control` its first value."""
+    entropy_control: EntropyControl | None = None
+    """Steer the bonus towards a target entropy; unset keeps its factor."""
     correction: RolloutCorrection | None = None
     """What is done about tokens on which rollout and trainer disagree; unset only measures it."""
     kl_in_reward: KlInReward | None = None

@@ -41,6 +41,9 @@ GLOSSARY = (
         "teacher/reverse_kl", "nats", "Mean of the policy's less the teacher's log-probability of a response token."
     ),
     Meaning("actor/entropy", "nats", "Mean entropy of the policy over response tokens."),
+    Meaning(
+        "actor/entropy_coef", "-", "Factor on the entropy bonus in this step, where `algo.entropy_control` moves it."
+    ),
     Meaning("actor/reward_kl_penalty", "nats", "Mean KL per sequence that was taken off the reward."),
     Meaning("actor/reward_kl_penalty_coeff", "-", "Coefficient of the KL penalty in the reward."),
     Meaning("actor/grad_norm", "-", "Global L2 norm of the policy's gradient before clipping."),
