@@ -130,6 +130,7 @@ def bench(session: nox.Session) -> None:
     env = environment(session, "train", "-e", ".[train]")
     peer = environment(session, "bench_trl", "trl==1.16.0")
     session.run(env / "python", "benchmarks/startup.py")
+    session.run(env / "python", "benchmarks/algorithm_cost.py")
     session.run(env / "python", "benchmarks/race.py", "--trl-python", str(peer / "python"), *session.posargs)
 
 

@@ -12,11 +12,13 @@ from rlctl_hw.model_shape import shape_from_config, shape_from_file
 from rlctl_hw.types import ModelShape, Pins, Workload
 
 from rlctl_train.config import RunConfig
-from rlctl_train.config.algo import SftConfig
+from rlctl_train.config.algo import DapoConfig, SftConfig
+from rlctl_train.config.critic_free import RemaxConfig
 from rlctl_train.config.distill import DistillConfig
 from rlctl_train.config.engine import EngineConfig, Fsdp2Config
 from rlctl_train.config.errors import UserError
 from rlctl_train.config.model import RandomModel
+from rlctl_train.config.prime import PrimeConfig
 from rlctl_train.config.rollout import VllmRollout
 from rlctl_train.config.vocab import VOCAB
 
@@ -47,13 +49,13 @@ def teacher_shape(config: RunConfig) -> ModelShape | None:
 
 def workload_from_config(config: RunConfig, shape: ModelShape) -> Workload:
     """Return the run's sizes and roles; what the user set of the planner's numbers becomes a pin."""
-    rollout, engine = config.rollout, config.engine
+    algo, rollout, engine = config.algo, config.rollout, config.engine
     vllm = rollout if isinstance(rollout, VllmRollout) else None
     return Workload(
         shape=shape,
         roles=config.roles(),
         teacher=teacher_shape(config),
-        group_size=1 if isinstance(config.algo, SftConfig) else config.algo.group_size,
+        group_size=1 if isinstance(algo, SftConfig) else algo.group_size,
         prompts_per_step=config.trainer.prompts_per_step,
         mini_batches=config.trainer.mini_batches_per_step,
         max_prompt_tokens=config.data.max_prompt_tokens,
@@ -64,8 +66,12 @@ def workload_from_config(config: RunConfig, shape: ModelShape) -> Workload:
         kv_cache_gib=vllm.kv_cache_gib if vllm else 0.0,
         engine=engine.type,
         lora_rank=config.model.lora.rank if config.model.lora else 0,
-        has_reference="reference" in config.algo.roles(),
+        has_reference="reference" in algo.roles(),
         rollout_needed=config.reward is not None,
+        has_old_logprobs=config.old_logprobs_needed(),
+        reads_ahead=not isinstance(algo, SftConfig) and algo.loss.reads_ahead,
+        greedy_responses=1 if isinstance(algo, RemaxConfig) else 0,
+        max_rounds=algo.max_rounds if isinstance(algo, DapoConfig | PrimeConfig) else 1,
         epochs=config.trainer.epochs_per_step,
         logits_chunk_tokens=engine.logits_chunk_tokens if isinstance(engine, Fsdp2Config) else LOGITS_CHUNK_TOKENS,
         pins=replace(

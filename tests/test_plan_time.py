@@ -121,3 +121,15 @@ def test_a_critic_adds_its_passes():
 def test_checkpoints_are_not_part_of_a_step():
     made = plan(LARGE, parse_hardware("h100:8"))
     assert step(made) == pytest.approx(sum(time.seconds for time in made.times if time.phase != "checkpoint"))
+
+
+def test_what_an_algorithm_does_beside_takes_its_time():
+    def phases(**changes: object) -> dict[str, float]:
+        made = plan(replace(LARGE, pins=SAME, **changes), parse_hardware("h100:8"))
+        return {time.phase: time.seconds for time in made.times}
+
+    usual, greedy, ahead = phases(), phases(greedy_responses=1), phases(reads_ahead=True)
+    assert greedy["generation"] > usual["generation"] and greedy["actor_update"] == usual["actor_update"]
+    assert ahead["actor_update"] == pytest.approx(usual["actor_update"] * 4 / 3, rel=0.1)
+    rounds = plan(replace(LARGE, pins=SAME, max_rounds=3), parse_hardware("h100:8"))
+    assert "may take 3" in next(time.why for time in rounds.times if time.phase == "generation")

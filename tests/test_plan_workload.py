@@ -10,9 +10,12 @@ import pytest
 from rlctl_hw.types import Pins
 
 from rlctl.workload import shape_of, workload_from_config
+from rlctl_train.algos.objective import WholeBatchLoss
 from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import UserError
+from rlctl_train.config.losses import PolicyLoss
 from rlctl_train.config.vocab import VOCAB
+from rlctl_train.registry import LOSSES, load
 
 
 def run(**changes: Any) -> RunConfig:
@@ -82,3 +85,43 @@ def test_algorithms_bring_their_roles_and_group_sizes():
     assert (set(asked.roles), asked.group_size) == ({"actor", "critic", "reference"}, 3)
     sft = run(algo={"type": "sft"}, reward=None)
     assert workload_from_config(sft, shape_of(sft)).group_size == 1
+
+
+@pytest.mark.parametrize(
+    ("algo", "trainer", "needed"),
+    [
+        ({"type": "grpo"}, {}, False),
+        ({"type": "grpo"}, {"mini_batches_per_step": 2}, True),
+        ({"type": "grpo", "kl_in_reward": {"type": "fixed"}}, {}, True),
+        ({"type": "grpo", "correction": {}}, {}, True),
+        ({"type": "grpo", "correction": {"mode": "bypass"}}, {"mini_batches_per_step": 2}, False),
+        ({"type": "otb"}, {}, True),
+        ({"type": "sft"}, {"mini_batches_per_step": 2}, False),
+    ],
+    ids=str,
+)
+def test_the_plan_knows_when_the_policy_is_read_before_the_update(algo: dict, trainer: dict, needed: bool) -> None:
+    config = run(algo=algo, trainer=trainer, **({"reward": None} if algo["type"] == "sft" else {}))
+    assert workload_from_config(config, shape_of(config)).old_logprobs_needed == needed
+
+
+def test_the_plan_knows_what_an_algorithm_asks_beside_the_usual() -> None:
+    def asked(**algo: Any) -> tuple[bool, int, int]:
+        config = run(algo=algo)
+        made = workload_from_config(config, shape_of(config))
+        return made.reads_ahead, made.greedy_responses, made.max_rounds
+
+    assert asked(type="grpo") == (False, 0, 1)
+    assert asked(type="grpo", loss={"type": "kl_cov"})[0] and asked(type="spin")[0]
+    assert asked(type="remax")[1] == 1
+    assert asked(type="dapo", max_rounds=3)[2] == asked(type="prime", max_rounds=3)[2] == 3
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_that_reads_ahead_says_so(name: str) -> None:
+    (config,) = [kind for kind in _kinds(PolicyLoss) if kind.model_fields["type"].default == name]
+    assert config.reads_ahead == issubclass(load(LOSSES, name), WholeBatchLoss)
+
+
+def _kinds(kind: type[PolicyLoss]) -> list[type[PolicyLoss]]:
+    return [made for made in kind.__subclasses__() if "type" in made.model_fields]

@@ -7,6 +7,7 @@ moving weights in and out, uneven batches), so each phase carries that range unt
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import ceil
 
 from rlctl_hw.generation_time import generation
@@ -72,9 +73,15 @@ Row = tuple[str, float, str, bool]
 
 
 def _generation(workload: Workload, layout: Layout, speeds: Speeds) -> list[Row]:
-    if workload.rollout_needed:
-        return [("generation", *generation(workload, layout, speeds), True)]
-    return []
+    if not workload.rollout_needed:
+        return []
+    seconds, why = generation(workload, layout, speeds)
+    if workload.greedy_responses:
+        more, _ = generation(replace(workload, group_size=workload.greedy_responses), layout, speeds)
+        seconds, why = seconds + more, f"{why}, and greedy responses by themselves"
+    if workload.max_rounds > 1:
+        why = f"{why}; of one round, where a step may take {workload.max_rounds}"
+    return [("generation", seconds, why, True)]
 
 
 def _passes(workload: Workload, hardware: Hardware, layout: Layout, speeds: Speeds) -> list[Row]:
@@ -111,6 +118,9 @@ def _update(
     work: Work, role: str, workload: Workload, hardware: Hardware, layout: Layout, speeds: Speeds
 ) -> tuple[float, str]:
     seconds, why = training_seconds(work, role, True, workload, hardware, layout, speeds)
+    if role == "actor" and workload.reads_ahead:
+        seconds += training_seconds(work, role, False, workload, hardware, layout, speeds)[0]
+        why = f"{why}, a pass before each"
     steps = workload.mini_batches * workload.epochs
     shard = trained_params(workload, role) / layout.trainer_devices
     stepping = STEP_PASSES * shard * (MASTER_BYTES + MOMENT_BYTES) / speeds.bandwidth

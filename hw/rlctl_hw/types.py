@@ -271,6 +271,14 @@ class Workload:
     """Expected length of a response; unset assumes a share of the longest."""
     teacher: ModelShape | None = None
     """Shape of the teacher; None where there is none."""
+    has_old_logprobs: bool | None = None
+    """The policy's own log-probabilities are computed before the update; None follows the number of updates."""
+    reads_ahead: bool = False
+    """The update reads each mini-batch once before, without gradients."""
+    greedy_responses: int = 0
+    """Further responses to each prompt, sampled by themselves to compare with."""
+    max_rounds: int = 1
+    """The most times a step may generate."""
     pins: Pins = Pins()
 
     def shape_of(self, role: str) -> ModelShape:
@@ -304,6 +312,8 @@ class Workload:
     @property
     def old_logprobs_needed(self) -> bool:
         """Return whether the policy's own log-probabilities are computed before the update."""
+        if self.has_old_logprobs is not None:
+            return self.has_old_logprobs
         return self.rollout_needed and self.mini_batches * self.epochs > 1
 
 

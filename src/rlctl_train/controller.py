@@ -236,11 +236,7 @@ class Controller:
         """Add `old_logp` where it is not simply the update's own, and `ref_logp` where there is a reference."""
         algo = self._config.algo
         assert not isinstance(algo, SftConfig)
-        correction = algo.correction
-        needed = self._updates_per_step > 1 or algo.kl_in_reward is not None or correction is not None
-        needed |= algo.reads_old_logp()
-        bypass = correction is not None and correction.mode == "bypass"
-        if self.first_step or algo.needs_sum_pi_squared or (needed and not bypass):
+        if self.first_step or self._config.old_logprobs_needed():
             with self._phase("logprobs", "old_log_prob"):
                 batch = self._on_ranks("actor", "logprobs", batch)
         if "reference" in algo.roles():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
@@ -16,7 +16,14 @@ DIVERGENCES = Choices(
 )
 
 
-class ClipLoss(Config):
+class PolicyLoss(Config):
+    """What every policy loss has."""
+
+    reads_ahead: ClassVar[bool] = False
+    """Whether the loss must know the whole mini-batch, which the update then reads once before, without gradients."""
+
+
+class ClipLoss(PolicyLoss):
     """The clipped ratio of PPO, with dual clip (arXiv:1707.06347, arXiv:1912.09729)."""
 
     type: Literal["clip"] = "clip"
@@ -28,7 +35,7 @@ class ClipLoss(Config):
     """Bound on the loss of tokens with negative advantage, as a multiple of the advantage; unset turns it off."""
 
 
-class GspoLoss(Config):
+class GspoLoss(PolicyLoss):
     """Group sequence policy optimisation: the clipped ratio of whole sequences (arXiv:2507.18071)."""
 
     type: Literal["gspo"] = "gspo"
@@ -38,7 +45,7 @@ class GspoLoss(Config):
     """Upper clip: the length-normalised ratio of a sequence is held below 1 + clip_high."""
 
 
-class SapoLoss(Config):
+class SapoLoss(PolicyLoss):
     """Soft adaptive policy optimisation: a smooth gate in place of the clip (arXiv:2511.20347)."""
 
     type: Literal["sapo"] = "sapo"
@@ -48,13 +55,13 @@ class SapoLoss(Config):
     """Steepness of the gate for the other tokens, whose gradient is to fade sooner."""
 
 
-class GpgLoss(Config):
+class GpgLoss(PolicyLoss):
     """Group policy gradient: the plain policy gradient without a ratio (arXiv:2504.02546)."""
 
     type: Literal["gpg"] = "gpg"
 
 
-class CispoLoss(Config):
+class CispoLoss(PolicyLoss):
     """The policy gradient with a clipped importance weight that keeps every token (arXiv:2506.13585)."""
 
     type: Literal["cispo"] = "cispo"
@@ -64,10 +71,12 @@ class CispoLoss(Config):
     """Upper clip: the weight is held below 1 + clip_high; the paper tunes it and names no value."""
 
 
-class ClipCovLoss(Config):
+class ClipCovLoss(PolicyLoss):
     """The clipped ratio less a few tokens of high covariance, drawn at random (arXiv:2505.22617).
 
     Costs a forward pass of the mini-batch: covariances are against the means of all its tokens."""
+
+    reads_ahead: ClassVar[bool] = True
 
     type: Literal["clip_cov"] = "clip_cov"
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -82,10 +91,12 @@ class ClipCovLoss(Config):
     """Only tokens below this covariance of advantage and log-probability are drawn."""
 
 
-class KlCovLoss(Config):
+class KlCovLoss(PolicyLoss):
     """The unclipped ratio with a penalty on the tokens of the highest covariance (arXiv:2505.22617).
 
     Costs a forward pass of the mini-batch: covariances are against the means of all its tokens."""
+
+    reads_ahead: ClassVar[bool] = True
 
     type: Literal["kl_cov"] = "kl_cov"
     token_share: Annotated[float, Field(gt=0, le=1)] = 2e-4
@@ -95,7 +106,7 @@ class KlCovLoss(Config):
     """Factor on the size of a penalised token's log-ratio."""
 
 
-class GmpoLoss(Config):
+class GmpoLoss(PolicyLoss):
     """Geometric-mean policy optimisation: the geometric mean of clipped token ratios (arXiv:2507.20673)."""
 
     type: Literal["gmpo"] = "gmpo"
@@ -105,7 +116,7 @@ class GmpoLoss(Config):
     """Upper clip: a token's log-ratio is held below clip_high, in nats."""
 
 
-class DppoLoss(Config):
+class DppoLoss(PolicyLoss):
     """Divergence PPO: the trust region is in probabilities and not in their ratio (arXiv:2602.04879)."""
 
     type: Literal["dppo"] = "dppo"
@@ -119,7 +130,7 @@ class DppoLoss(Config):
     """The importance weight is held below this."""
 
 
-class DroLoss(Config):
+class DroLoss(PolicyLoss):
     """Direct reward optimisation: a quadratic pull to the old policy in place of the clip (arXiv:2405.19107)."""
 
     type: Literal["dro"] = "dro"
@@ -127,8 +138,10 @@ class DroLoss(Config):
     """Factor on half the squared log-ratio."""
 
 
-class DpoLoss(Config):
+class DpoLoss(PolicyLoss):
     """Direct preference optimisation: the log-odds that the chosen response is the better one (arXiv:2305.18290)."""
+
+    reads_ahead: ClassVar[bool] = True
 
     type: Literal["dpo"] = "dpo"
     beta: PositiveFloat = 0.1
@@ -137,15 +150,17 @@ class DpoLoss(Config):
     """Probability that the preference is the wrong way round."""
 
 
-class IpoLoss(Config):
+class IpoLoss(PolicyLoss):
     """Identity preference optimisation: a pair's margin is fitted to a constant (arXiv:2310.12036)."""
+
+    reads_ahead: ClassVar[bool] = True
 
     type: Literal["ipo"] = "ipo"
     beta: PositiveFloat = 0.1
     """The margin is fitted to 1 / (2 beta), in nats; the larger, the nearer the policy stays."""
 
 
-class SppoLoss(Config):
+class SppoLoss(PolicyLoss):
     """The squared error of a response's log-ratio (arXiv:2405.00675)."""
 
     type: Literal["sppo"] = "sppo"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from rlctl_train.config.algo import AlgoConfig, GrpoConfig
+from rlctl_train.config.algo import AlgoConfig, GrpoConfig, SftConfig
 from rlctl_train.config.base import Choices, Config
 from rlctl_train.config.data import DataConfig
 from rlctl_train.config.engine import EngineConfig, Fsdp2Config
@@ -69,6 +69,18 @@ class RunConfig(Config):
     """Where metrics go."""
     ray: RayConfig = RayConfig()
     """The Ray cluster."""
+
+    def old_logprobs_needed(self) -> bool:
+        """Return whether the trainer computes the policy's log-probabilities before the update of every step."""
+        algo = self.algo
+        if isinstance(algo, SftConfig):
+            return False
+        if algo.needs_sum_pi_squared:
+            return True
+        if algo.correction is not None:
+            return algo.correction.mode != "bypass"
+        updates = self.trainer.mini_batches_per_step * self.trainer.epochs_per_step
+        return updates > 1 or algo.kl_in_reward is not None or algo.reads_old_logp()
 
     def roles(self) -> tuple[Role, ...]:
         """Return the model roles that workers hold: under LoRA the actor without its adapters is the reference."""
