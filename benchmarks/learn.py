@@ -128,7 +128,9 @@ def report(runs: Sequence[Run], options: argparse.Namespace) -> str:
     """Return the page: a line for each preset, its seeds side by side."""
     seeds = ", ".join(str(seed) for seed in options.seeds)
     lines = [
-        HEAD.format(date=time.strftime("%Y-%m-%d"), cores=os.cpu_count(), seeds=seeds, **vars(options)),
+        HEAD.format(
+            date=time.strftime("%Y-%m-%d"), cores=os.cpu_count(), jobs=options.jobs, steps=options.steps, seeds=seeds
+        ),
         f"| preset | before (seeds {seeds}) | after | least gain | steps to +20 | seconds |",
         "|---|---|---|---|---|---|",
     ]
