@@ -2,51 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
 import re
 import shutil
-import socket
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rlctl_hw.types import Plan
 
+from rlctl import launchers
+from rlctl.launchers.base import Job, Order
 from rlctl.spelling import unknown
 from rlctl_train.config.errors import LAUNCH, UserError
 from rlctl_train.config.layout import RunFiles, write_json
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 ENDED = ("stopped", "done", "failed", "lost")
-
-
-@dataclass(frozen=True)
-class Driver:
-    """The process that trains: who started it, where, with which working folder."""
-
-    launcher: str
-    pid: int
-    process_started: float
-    """Creation time of the process, unix seconds; tells it from a later one with the same number."""
-    host: str
-    cwd: str
-
-    def is_alive(self) -> bool:
-        """Return whether that very process still runs; a process of another host counts as running."""
-        if self.host != socket.gethostname():
-            return True
-        try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.process_started) < 2
-            return same and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
 
 
 @dataclass(frozen=True)
@@ -90,19 +65,30 @@ class Run:
         """Return the totals, or None before the end."""
         return read_json(self.files.summary) if self.files.summary.is_file() else None
 
-    def driver(self) -> Driver | None:
-        """Return the process that was last started for this run, or None before the first."""
-        return Driver(**read_json(self.files.driver)) if self.files.driver.is_file() else None
+    def job(self) -> Job | None:
+        """Return what was last started for this run, or None before the first."""
+        if not self.files.driver.is_file():
+            return None
+        try:
+            return Job(**read_json(self.files.driver))
+        except TypeError as error:
+            hint = "the run was started by another version of rlctl: use that one"
+            raise UserError(f"{self.files.driver} is not a job of this version: {error}", hint) from error
 
     def status(self) -> Status:
-        """Return where the run stands, a dead driver included."""
+        """Return where the run stands: what it wrote, and what its launcher says of a job that waits or is gone."""
         known = Status.__dataclass_fields__
         raw = read_json(self.files.status)
         status = Status(**{key: value for key, value in raw.items() if key in known})
-        driver = self.driver()
-        if status.state in ENDED or driver is None or driver.is_alive():
+        job = self.job()
+        if status.state == "done" or job is None:
             return status
-        return Status(**{**asdict(status), "state": "lost"})
+        standing = launchers.load(job.launcher).status(self)
+        if standing.state == "queued":
+            return replace(status, state="queued", phase=standing.detail)
+        if standing.state == "ended" and status.state not in ENDED:
+            return replace(status, state="lost")
+        return status
 
 
 def auto_name(base: str) -> str:
@@ -159,21 +145,21 @@ def every(root: Path) -> list[Run]:
     return [Run(RunFiles(p)) for p in sorted(folders, key=lambda p: ((p / "config.json").stat().st_mtime, p.name))]
 
 
-@contextlib.contextmanager
-def starting(run: Run) -> Iterator[None]:
-    """Hold the run while its driver is started; refuse when one runs already."""
+def start(run: Run, order: Order) -> None:
+    """Have the launcher of the run's configuration start its driver; refuse while one runs or waits already."""
+    name = order.config.launch.type
     with run.files.lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"run {run.name!r} is being started by someone else", "wait a moment") from None
-        driver = run.driver()
-        if driver is not None and driver.is_alive():
+        job = run.job()
+        if job is not None and launchers.load(job.launcher).status(run).state != "ended":
             raise UserError(
-                f"run {run.name!r} is already running (process {driver.pid} on {driver.host})",
+                f"run {run.name!r} is already running ({job.launcher} {job.id} on {job.host})",
                 f"follow it with `rlctl runs logs -f {run.name}` or end it with `rlctl runs stop {run.name}`",
             )
-        yield
+        write_json(run.files.driver, launchers.load(name).submit(order).to_json())
 
 
 def read_json(path: Path) -> dict[str, Any]:

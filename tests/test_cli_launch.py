@@ -60,7 +60,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
     monkeypatch.setattr(local, "DOOR", (sys.executable, str(script)))
-    monkeypatch.setattr(local, "POLL_S", 0.01)
+    monkeypatch.setattr(local.LocalLauncher, "poll_s", 0.01)
     monkeypatch.setattr(_watch, "POLL_S", 0.01)
     monkeypatch.setenv("RLCTL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("RLCTL_RUNS_DIR", str(tmp_path / "runs"))
@@ -110,7 +110,25 @@ def test_a_run_is_named_after_its_preset_when_nobody_names_it(stand_in: Path, cl
 def test_a_dry_run_writes_nothing(stand_in: Path, cli: Cli) -> None:
     code, out, err = cli("launch", "quickstart", "--dry-run")
     assert code == 0
-    assert "engine.max_tokens_per_micro_batch" in out and "would run" in err
+    assert "engine.max_tokens_per_micro_batch" in out and "would submit, command:" in err
+    assert str(stand_in / "quickstart-") in out
+    assert not stand_in.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--slurm", "--local"], "--local and --slurm name two places"),
+        (["--slurm"], "launch.machine is unset"),
+        (["--slurm", "--gpus", "H1OO:8"], "launch.machine=H1OO:8"),
+        (["--gpus", "H100:8"], "launch.machine"),
+        (["--spot"], "launch.spot"),
+    ],
+    ids=str,
+)
+def test_a_place_that_cannot_be_meant_is_refused(words: list[str], what: str, stand_in: Path, cli: Cli) -> None:
+    code, out, err = cli("launch", "quickstart", *words)
+    assert (code, out) == (2, "") and what in err and "\n  -> " in err
     assert not stand_in.exists()
 
 

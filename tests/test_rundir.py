@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from rlctl import rundir
+from rlctl import launchers, rundir
 from rlctl.follow import Tail, Watch, curves
-from rlctl.launchers import local
+from rlctl.launchers.base import Job, JobStatus, Order
+from rlctl.launchers.local import LocalLauncher
 from rlctl.plot import braille
+from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import UserError
 from rlctl_train.config.layout import write_json
+from tests.runs import PLAN
 
 
 def make(root: Path, name: str = "first", **status: Any) -> rundir.Run:
@@ -27,8 +30,14 @@ def make(root: Path, name: str = "first", **status: Any) -> rundir.Run:
 
 
 def set_driver(run: rundir.Run, *, pid: int, started: float, host: str | None = None) -> None:
-    driver = rundir.Driver("local", pid, started, host or socket.gethostname(), "/")
-    write_json(run.files.driver, vars(driver))
+    job = Job("local", str(pid), host or socket.gethostname(), "/", 0.0, {"process_started": started})
+    write_json(run.files.driver, job.to_json())
+
+
+def order(run: rundir.Run) -> Order:
+    data, model = {"type": "arithmetic"}, {"type": "random"}
+    config = RunConfig.model_validate({"data": data, "model": model, "reward": data})
+    return Order(run.files.root, config, PLAN, run.files.root, {})
 
 
 def test_a_new_run_is_pending_and_whole(tmp_path: Path) -> None:
@@ -109,17 +118,60 @@ def test_a_driver_on_another_host_is_believed(tmp_path: Path) -> None:
     set_driver(run, pid=1, started=0, host="elsewhere.invalid")
     assert run.status().state == "running"
     with pytest.raises(UserError, match="not here"):
-        local.interrupt(run)
+        LocalLauncher().interrupt(run)
 
 
 def test_one_driver_per_run(tmp_path: Path) -> None:
     run = make(tmp_path, state="running")
-    with rundir.starting(run), pytest.raises(UserError, match="being started"), rundir.starting(run):
-        pass
+    with run.files.lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="being started"):
+            rundir.start(run, order(run))
     me = psutil.Process()
     set_driver(run, pid=me.pid, started=me.create_time())
-    with pytest.raises(UserError, match="already running"), rundir.starting(run):
-        pass
+    with pytest.raises(UserError, match="already running"):
+        rundir.start(run, order(run))
+
+
+def test_a_job_of_another_version_is_named(tmp_path: Path) -> None:
+    run = make(tmp_path, state="running")
+    write_json(run.files.driver, {"launcher": "local", "pid": 1})
+    with pytest.raises(UserError, match="not a job of this version"):
+        run.status()
+
+
+class Told:
+    """A launcher that says what it is told to."""
+
+    def __init__(self, standing: JobStatus) -> None:
+        self.standing = standing
+
+    def status(self, run: rundir.Run) -> JobStatus:
+        return self.standing
+
+
+@pytest.mark.parametrize(
+    ("written", "standing", "state"),
+    [
+        ("pending", JobStatus("queued", "Resources"), "queued"),
+        ("stopped", JobStatus("queued", "BeginTime"), "queued"),
+        ("running", JobStatus("queued", "Preempted"), "queued"),
+        ("running", JobStatus("running"), "running"),
+        ("running", JobStatus("unknown", "the controller is down"), "running"),
+        ("running", JobStatus("ended"), "lost"),
+        ("failed", JobStatus("ended"), "failed"),
+        ("done", JobStatus("running"), "done"),
+    ],
+    ids=str,
+)
+def test_a_run_stands_where_its_job_does(
+    written: str, standing: JobStatus, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make(tmp_path, state=written)
+    set_driver(run, pid=1, started=0)
+    monkeypatch.setattr(launchers, "load", lambda name: Told(standing))
+    assert run.status().state == state
+    assert state != "queued" or run.status().phase == standing.detail
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -175,5 +227,4 @@ def test_the_plot_rises_with_the_curve_and_bears_flat_ones() -> None:
 
 
 def test_stop_gives_up_in_time(tmp_path: Path) -> None:
-    assert local.stop(make(tmp_path), timeout_s=0)
-    assert time.monotonic() > 0
+    assert launchers.stop(make(tmp_path), timeout_s=0)

@@ -54,6 +54,7 @@ def read(
     options: Iterable[str] = (),
     name_needed: bool = True,
     device: str | None = None,
+    quiet: bool = False,
 ) -> Request:
     """Resolve what the arguments of a command ask for, for the catalogue's device; say what was noted on the way."""
     arguments = overrides.parse_arguments(words or (), options)
@@ -69,8 +70,9 @@ def read(
         settings=user.assignments(),
         device=device,
     )
-    for line in resolved.notes:
-        render.note(line)
+    if not quiet:
+        for line in resolved.notes:
+            render.note(line)
     return Request(name, resolved, user)
 
 

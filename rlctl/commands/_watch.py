@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlctl import render
 from rlctl.follow import Tail, Watch
+from rlctl.launchers.base import Launcher
 from rlctl.rundir import Run, Status
 from rlctl.settings import Settings
 from rlctl_train.config.errors import FAILED, INTERRUPTED
@@ -29,15 +29,15 @@ def environment(base: Mapping[str, str], settings: Settings) -> dict[str, str]:
     return found
 
 
-def hand_over(run: Run, process: subprocess.Popen[bytes], launcher: Any, *, detach: bool) -> int:
+def hand_over(run: Run, launcher: Launcher, *, detach: bool) -> int:
     """Leave the run to itself and say what to do next, or follow it to its end; return the exit code."""
     if detach:
         render.say(f"started {run.name} in {run.files.root}")
         for verb, what in (("show", "how it stands"), ("logs -f", "what it prints"), ("stop", "save and leave")):
             render.say(f"  rlctl runs {verb} {run.name}   # {what}")
         return 0
-    with _goes_on_alone(run, process):
-        code = _follow(run, process, launcher)
+    with _goes_on_alone(run, launcher):
+        code = _follow(run, launcher)
     status = run.status()
     if code != 0 and status.error is None and code != INTERRUPTED:
         render.say(f"the last lines of {run.files.driver_log}:")
@@ -53,12 +53,12 @@ def hand_over(run: Run, process: subprocess.Popen[bytes], launcher: Any, *, deta
 
 
 @contextlib.contextmanager
-def _goes_on_alone(run: Run, process: subprocess.Popen[bytes]) -> Iterator[None]:
+def _goes_on_alone(run: Run, launcher: Launcher) -> Iterator[None]:
     """Say so when following ends before the driver does, whatever the reason."""
     try:
         yield
     finally:
-        if process.poll() is None:
+        if launcher.status(run).state != "ended":
             render.say(f"{run.name} goes on without this view; `rlctl runs stop {run.name}` ends it")
 
 
@@ -84,12 +84,16 @@ def _say_done(run: Run) -> None:
     render.say(f"  rlctl runs show {run.name}   # the same in this terminal")
 
 
-def _follow(run: Run, process: subprocess.Popen[bytes], launcher: Any) -> int:
+def _follow(run: Run, launcher: Launcher) -> int:
     signals = _Signals(run, launcher)
     watch, view = Watch(run), render.live_view(run.name)
+    standing, ask_at = launcher.status(run), 0.0
     with signals.caught(), view or contextlib.nullcontext():
         while True:
-            ended = process.poll() is not None
+            if time.monotonic() >= ask_at:
+                standing, ask_at = launcher.status(run), time.monotonic() + launcher.poll_s
+                launcher.fetch(run)
+            ended = standing.state == "ended"
             rows = watch.poll()
             progress = watch.progress()
             if view is not None:
@@ -102,14 +106,16 @@ def _follow(run: Run, process: subprocess.Popen[bytes], launcher: Any) -> int:
             if (line := signals.act()) is not None:
                 (view.say if view else render.say)(line)
             time.sleep(POLL_S)
-    code = process.returncode
-    return code if code >= 0 else (INTERRUPTED if signals.count else FAILED)
+    code = standing.exit_code if standing.exit_code is not None else progress.status.exit_code
+    if code is not None and code >= 0:
+        return code
+    return INTERRUPTED if signals.count else FAILED
 
 
 class _Signals:
     """Ctrl-C and SIGTERM of the front desk, handed to the driver: once to save and leave, again to leave at once."""
 
-    def __init__(self, run: Run, launcher: Any) -> None:
+    def __init__(self, run: Run, launcher: Launcher) -> None:
         self._run, self._launcher = run, launcher
         self.count = 0
         self._passed_on = 0

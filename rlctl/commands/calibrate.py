@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ from rlctl import calibration, held, launchers, machine, planning, render, rundi
 from rlctl.commands import _request, _watch, env
 from rlctl.commands._request import FREE, FilesOption, Request, RequestArgument
 from rlctl.follow import Tail, metric_rows
+from rlctl.launchers.base import Order
 from rlctl.render import OutputOption
 from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import FAILED, UserError
@@ -77,13 +79,15 @@ def _measure(request: Request, hardware: Hardware, steps: int) -> tuple[Correcti
 def _lines(run: rundir.Run, config: RunConfig, request: Request) -> list[Any]:
     """Run it, and return its metric rows."""
     launcher = launchers.load("local")
-    process = launcher.submit(run, cwd=Path.cwd(), environment=_watch.environment(os.environ, request.settings))
+    environment = _watch.environment(os.environ, request.settings)
+    rundir.start(run, Order(run.files.root, config, run.plan(), Path.cwd(), environment))
     try:
-        code = process.wait()
+        while (standing := launcher.status(run)).state != "ended":
+            time.sleep(launcher.poll_s)
     except KeyboardInterrupt:
         launcher.kill(run)
         raise
-    if code != 0:
+    if code := standing.exit_code:
         for line in Tail(run.files.driver_log).lines()[-LOG_LINES:]:
             render.say(f"  {line}")
         error = run.status().error or {"what": f"the driver ended with code {code}", "remedy": "see the lines above"}

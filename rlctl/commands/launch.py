@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rlctl_hw.types import Plan
+from rlctl_hw.types import Hardware, Plan
 
 from rlctl import catalog, launchers, planning, render, rundir
 from rlctl.commands import _request, _show, _watch, doctor
 from rlctl.commands._request import FREE, FilesOption, RequestArgument
+from rlctl.launchers.base import Launcher, Order
 from rlctl.render import OutputOption
 from rlctl_train.config.errors import PREFLIGHT, UserError
+from rlctl_train.config.launch import Elsewhere, LaunchConfig
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -25,51 +28,104 @@ def launch(
     words: RequestArgument = None,
     files: FilesOption = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the run; unset: preset and time.")] = None,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once it runs.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once it is started.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would run, check it, write and start nothing.")
+        bool, typer.Option("--dry-run", help="Show exactly what would be started, write and start nothing.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without a question.")] = False,
-    local: Annotated[bool, typer.Option("--local", help="Run on this machine, which is the default.")] = False,
+    local: Annotated[bool, typer.Option("--local", help="On this machine, which is the default.")] = False,
+    ray: Annotated[
+        str | None, typer.Option("--ray", metavar="ADDRESS", help="On a Ray cluster, by job submission.")
+    ] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="As a Slurm job.")] = False,
+    cloud: Annotated[bool, typer.Option("--cloud", help="In a cloud or on Kubernetes, through SkyPilot.")] = False,
+    gpus: Annotated[
+        str | None, typer.Option("--gpus", metavar="NAME:COUNT", help="Accelerators of one machine, such as H100:8.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="How many such machines.")] = None,
+    spot: Annotated[bool, typer.Option("--spot", help="Machines that may be taken back, at a lower price.")] = False,
     output: OutputOption = "text",
 ) -> None:
     """Start a run from a preset or a file, and follow it to its end.
 
     Example: rlctl launch quickstart trainer.num_steps=20 --name first
     """
-    hardware = planning.hardware_named(None)
-    options, device = _request.options_of(ctx), planning.device_key(hardware)
-    request = _request.read(words, files, options=options, name_needed=not files, device=device)
+    flags = list(_settings(local=local, ray=ray, slurm=slurm, cloud=cloud, gpus=gpus, nodes=nodes, spot=spot))
+    options = _request.options_of(ctx)
+    # Which machine it is follows from the settings, and what a preset pins from the machine.
+    asked = _request.read([*(words or ()), *flags], files, options=options, name_needed=not files, quiet=True)
+    hardware = _hardware(asked.resolved.config.launch)
+    device = planning.device_key(hardware)
+    request = _request.read([*(words or ()), *flags], files, options=options, name_needed=not files, device=device)
     config, root = request.resolved.config, request.settings.runs_root()
-    launcher = launchers.load(launchers.chosen({"local": local}))
+    launcher = launchers.load(config.launch.type)
     planning.check_can_train(config)
     plan = planning.plan_here(config, hardware)
     run_name = name or rundir.auto_name(_base(request.name, files))
     rundir.check_name(root, run_name)
-    if not doctor.before_launch(config, plan, hardware, request.settings):
+    environment = _watch.environment(os.environ, request.settings)
+    order = Order(root / run_name, config, plan, Path.cwd(), environment)
+    if not isinstance(config.launch, Elsewhere) and not doctor.before_launch(config, plan, hardware, request.settings):
         raise typer.Exit(PREFLIGHT)
+    launcher.check(order)
     if dry_run:
-        if not render.document(
-            output,
-            name=run_name,
-            folder=str(root / run_name),
-            config=config.model_dump(mode="json"),
-            plan=plan.to_json(),
-        ):
-            _show.plan(plan)
-            render.say(f"would run {' '.join(launcher.DOOR)} {root / run_name}")
+        _show_order(order, launcher, output)
         return
     _say_plan(plan)
-    if (plan.notes or request.resolved.notes) and not yes and not render.ask("Start it?"):
+    doubts = bool(plan.notes or request.resolved.notes) or config.launch.type == "cloud"
+    if doubts and not yes and not render.ask("Start it?"):
         raise typer.Exit(0)
     origin = request.resolved.to_json() | {"asked_for": request.name}
     run = rundir.create(root, run_name, config=config.model_dump(mode="json"), plan=plan.to_json(), origin=origin)
     try:
-        process = launcher.submit(run, cwd=Path.cwd(), environment=_watch.environment(os.environ, request.settings))
+        rundir.start(run, order)
     except UserError:
         shutil.rmtree(run.files.root)
         raise
-    raise typer.Exit(_watch.hand_over(run, process, launcher, detach=detach))
+    raise typer.Exit(_watch.hand_over(run, launcher, detach=detach))
+
+
+def _settings(**flags: Any) -> Iterator[str]:
+    """Return what the flags set, as settings of `launch`; refuse two places."""
+    places = [name for name in ("local", "ray", "slurm", "cloud") if flags[name]]
+    if len(places) > 1:
+        raise UserError(f"--{places[0]} and --{places[1]} name two places", "give one of them")
+    if places:
+        yield f"launch.type={places[0]}"
+    if flags["ray"]:
+        yield f"launch.address={flags['ray']}"
+    if flags["gpus"]:
+        yield f"launch.machine={flags['gpus']}"
+    if flags["nodes"]:
+        yield f"launch.nodes={flags['nodes']}"
+    if flags["spot"]:
+        yield "launch.spot=true"
+
+
+def _hardware(config: LaunchConfig) -> Hardware:
+    """Return the machines that a run is launched on; unnamed ones are taken to be like this one."""
+    if not isinstance(config, Elsewhere):
+        return planning.hardware_named(None)
+    if config.machine is None:
+        raise UserError(
+            f"launch.machine is unset, and launch.type={config.type} leads to other machines",
+            "say what they are, such as --gpus H100:8 --nodes 2, or launch.machine=cpu:4",
+        )
+    try:
+        return planning.hardware_named(f"{config.machine}x{config.nodes}")
+    except UserError as error:
+        raise UserError(f"launch.machine={config.machine}: {error}", "name it like h100-80gb:8 or cpu:4") from error
+
+
+def _show_order(order: Order, launcher: Launcher, output: render.Output) -> None:
+    parts = launcher.preview(order)
+    config, plan = order.config.model_dump(mode="json"), order.plan.to_json()
+    if render.document(output, name=order.name, folder=str(order.root), config=config, plan=plan, submits=parts):
+        return
+    _show.plan(order.plan)
+    for title, text in parts.items():
+        render.say(f"\nwould submit, {title}:")
+        render.text(text)
 
 
 def _base(name: str | None, files: list[Path] | None) -> str:
@@ -80,8 +136,9 @@ def _base(name: str | None, files: list[Path] | None) -> str:
 
 def _say_plan(plan: Plan) -> None:
     """Say in one line what runs where; `rlctl plan` has the reasons."""
+    where = "" if plan.num_nodes == 1 else f" on {plan.num_nodes} nodes"
     render.say(
-        f"{plan.trainer_devices} trainer and {plan.rollout_devices} rollout {plan.device} device(s), "
+        f"{plan.trainer_devices} trainer and {plan.rollout_devices} rollout {plan.device} device(s){where}, "
         f"{plan.compute_dtype}, {plan.max_tokens_per_micro_batch} tokens per micro-batch"
     )
     for line in plan.notes:

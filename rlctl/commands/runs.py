@@ -14,7 +14,9 @@ from rlctl import compare, held, launchers, render, resolve, rundir, settings
 from rlctl.commands import _watch
 from rlctl.commands._group import HelpfulGroup
 from rlctl.follow import Tail, Watch, curves, metric_rows
+from rlctl.launchers.base import Order
 from rlctl.render import OutputOption
+from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import FAILED, UserError
 
 app = typer.Typer(cls=HelpfulGroup, rich_markup_mode=None, help="List, show, follow, stop, resume and compare runs.")
@@ -109,13 +111,12 @@ def stop(
 ) -> None:
     """Ask a run to save and leave, and wait until it has."""
     run = _find(name)
-    driver = run.driver()
-    if driver is None or not driver.is_alive():
+    job = run.job()
+    if job is None or launchers.load(job.launcher).status(run).state == "ended":
         render.say(f"run {run.name} is not running: {run.status().state}")
         return
-    launcher = launchers.load(driver.launcher)
     render.say(f"asked {run.name} to save and leave; waiting up to {render.duration(timeout_s)}")
-    if launcher.stop(run, timeout_s):
+    if launchers.stop(run, timeout_s):
         render.say(f"{run.name} has ended; `rlctl runs resume {run.name}` continues it")
         return
     if not force:
@@ -125,7 +126,7 @@ def stop(
             hint,
             exit_code=FAILED,
         )
-    launcher.kill(run)
+    launchers.load(job.launcher).kill(run)
     render.say(f"killed {run.name}; `rlctl runs resume {run.name}` continues from its last checkpoint")
 
 
@@ -138,11 +139,11 @@ def resume(
     run = _find(name)
     if run.status().state == "done":
         raise UserError(f"run {run.name!r} is done", f"look at it with `rlctl runs show {run.name}`")
-    driver = run.driver()
-    cwd = Path.cwd() if driver is None else Path(driver.cwd)
-    launcher = launchers.load("local" if driver is None else driver.launcher)
-    process = launcher.submit(run, cwd=cwd, environment=_watch.environment(os.environ, settings.load()))
-    raise typer.Exit(_watch.hand_over(run, process, launcher, detach=detach))
+    job, config = run.job(), RunConfig.model_validate(run.config())
+    cwd = Path.cwd() if job is None else Path(job.cwd)
+    environment = _watch.environment(os.environ, settings.load())
+    rundir.start(run, Order(run.files.root, config, run.plan(), cwd, environment))
+    raise typer.Exit(_watch.hand_over(run, launchers.load(config.launch.type), detach=detach))
 
 
 @app.command()

@@ -1,21 +1,36 @@
-"""Launchers: each starts a run's driver somewhere and can end it. A launcher is a module with the command `DOOR` and
-the functions `submit(run, cwd, environment)`, `interrupt(run)`, `kill(run)`, `stop(run, timeout_s)`.
-"""
+"""Launchers: each takes a run's driver to one kind of place and can end it; `base` has their contract."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from typing import Any
+import time
+from typing import TYPE_CHECKING
 
-LAUNCHERS = {"local": "rlctl.launchers.local"}
+from rlctl.launchers.base import Launcher
+
+if TYPE_CHECKING:
+    from rlctl.rundir import Run
+
+LAUNCHERS = {"local": "rlctl.launchers.local:LocalLauncher"}
+STOP_POLL_S = 0.1
 
 
-def chosen(flags: Mapping[str, bool]) -> str:
-    """Return the launcher whose flag is set; without one, this machine's."""
-    return next((name for name, is_set in flags.items() if is_set), "local")
-
-
-def load(name: str) -> Any:
+def load(name: str) -> Launcher:
     """Import the launcher of that name."""
-    return importlib.import_module(LAUNCHERS[name])
+    module, _, attribute = LAUNCHERS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)()
+
+
+def stop(run: Run, timeout_s: float) -> bool:
+    """Ask a run to save and leave, and wait; return whether its job ended in time."""
+    job = run.job()
+    if job is None:
+        return True
+    launcher = load(job.launcher)
+    launcher.interrupt(run)
+    deadline = time.monotonic() + timeout_s
+    while launcher.status(run).state != "ended":
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(min(STOP_POLL_S, launcher.poll_s))
+    return True

@@ -63,7 +63,7 @@ def _set_environment(config: RunConfig) -> None:
     # Threads that spin while they wait cost 15 times and more as soon as anything else runs on the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    if config.ray.address is None:
+    if config.ray.to_join(os.environ) is None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 

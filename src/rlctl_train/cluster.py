@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterable
 from typing import Any
@@ -16,12 +17,13 @@ Resources = dict[str, float]
 
 
 def connect(config: RayConfig, *, needed: Resources, object_store_gib: float) -> str:
-    """Start a private cluster, or join `ray.address`; return the address. Refuses a cluster that is too small.
+    """Start a private cluster, or join the one named; return the address. Refuses a cluster that is too small.
 
     Authentication comes from the environment, which Ray reads when it is imported.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "rlctl"}
-    if config.address is None:
+    address = config.to_join(os.environ)
+    if address is None:
         context: Any = ray.init(
             address="local",
             include_dashboard=False,
@@ -31,18 +33,16 @@ def connect(config: RayConfig, *, needed: Resources, object_store_gib: float) ->
             **quiet,
         )
     else:
-        context = _join(config, quiet)
+        context = _join(address, config.start_timeout_s, quiet)
     _require(needed)
     return context.address_info["gcs_address"]
 
 
-def _join(config: RayConfig, quiet: dict[str, Any]) -> Any:
-    address = config.address
-    assert address is not None
+def _join(address: str, timeout_s: float, quiet: dict[str, Any]) -> Any:
     try:
         # Ray itself waits for minutes where nobody listens.
         host, port = address.rsplit(":", 1)
-        socket.create_connection((host, int(port)), timeout=config.start_timeout_s).close()
+        socket.create_connection((host, int(port)), timeout=timeout_s).close()
         return ray.init(address=address, **quiet)
     except (OSError, RayError, RuntimeError, ValueError) as error:
         raise UserError(

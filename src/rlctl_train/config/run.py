@@ -8,6 +8,7 @@ from rlctl_train.config.algo import AlgoConfig, GrpoConfig, SftConfig
 from rlctl_train.config.base import Choices, Config
 from rlctl_train.config.data import DataConfig
 from rlctl_train.config.engine import EngineConfig, Fsdp2Config
+from rlctl_train.config.launch import LaunchConfig, LocalLaunch
 from rlctl_train.config.model import ModelConfig
 from rlctl_train.config.policy import Role
 from rlctl_train.config.reward import GraderConfig, RewardConfig
@@ -69,6 +70,8 @@ class RunConfig(Config):
     """Where metrics go."""
     ray: RayConfig = RayConfig()
     """The Ray cluster."""
+    launch: LaunchConfig = LocalLaunch()
+    """Where the run is launched."""
 
     def old_logprobs_needed(self) -> bool:
         """Return whether the trainer computes the policy's log-probabilities before the update of every step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -119,6 +120,10 @@ class SyncConfig(Config):
     """Size of the buckets in which weights travel, in MiB; a larger tensor travels alone."""
 
 
+CLUSTER_VARIABLE = "RLCTL_RAY_ADDRESS"
+"""Variable in which a launcher names the cluster that it has started for this run, HOST:PORT."""
+
+
 class RayConfig(Config):
     """The Ray cluster that carries the run."""
 
@@ -128,3 +133,7 @@ class RayConfig(Config):
     """Longest wait for the cluster and for its resources, in seconds."""
     object_store_gib: PositiveFloat | None = None
     """Size of a private cluster's object store, in GiB; unset lets the planner choose."""
+
+    def to_join(self, environ: Mapping[str, str]) -> str | None:
+        """Return the cluster to join: the one named here, or that of the launcher; None starts a private one."""
+        return self.address or environ.get(CLUSTER_VARIABLE)

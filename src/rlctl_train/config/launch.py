@@ -1,0 +1,60 @@
+"""Where a run is launched, and what is done when it is interrupted there."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from rlctl_train.config.base import Config
+
+
+class Launching(Config):
+    """What every way of launching has."""
+
+    max_restarts: NonNegativeInt = 3
+    """How often a job goes back to its last checkpoint by itself after losing a worker or a node."""
+
+
+class Elsewhere(Launching):
+    """What every way of launching on other machines has."""
+
+    machine: str | None = None
+    """One of the machines, as `DEVICE:COUNT` such as h100-80gb:8 or cpu:2; `--gpus` sets it."""
+    nodes: PositiveInt = 1
+    """How many of them; `--nodes` sets it."""
+
+
+class LocalLaunch(Launching):
+    """This machine."""
+
+    type: Literal["local"] = "local"
+
+
+class RayLaunch(Elsewhere):
+    """A Ray cluster that runs already, by job submission."""
+
+    type: Literal["ray"] = "ray"
+    address: str
+    """Of the dashboard, such as http://127.0.0.1:8265; `--ray` sets it."""
+
+
+class SlurmLaunch(Elsewhere):
+    """Slurm: a batch job that starts Ray on its nodes. The run folder lies where every node sees it."""
+
+    type: Literal["slurm"] = "slurm"
+    partition: str | None = None
+    """Partition of the job; unset leaves it to Slurm."""
+
+
+class CloudLaunch(Elsewhere):
+    """A cloud or Kubernetes, through SkyPilot."""
+
+    type: Literal["cloud"] = "cloud"
+    infra: str | None = None
+    """Where, as SkyPilot names it: aws, gcp/us-central1, k8s, …; unset takes the cheapest that is set up."""
+    spot: bool = False
+    """Take machines that may be taken back, at a lower price; `--spot` sets it."""
+
+
+LaunchConfig = Annotated[LocalLaunch | RayLaunch | SlurmLaunch | CloudLaunch, Field(discriminator="type")]
