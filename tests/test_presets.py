@@ -125,7 +125,7 @@ def test_every_model_has_a_preset_with_grpo(model: str) -> None:
 
 
 def test_every_algorithm_and_policy_loss_has_a_preset_of_a_published_model() -> None:
-    """Supervised fine-tuning is none of reinforcement learning; the papers of DRO and IPO set nothing for such a model."""
+    """But for supervised fine-tuning, and for DRO and IPO, whose papers set nothing for such a model."""
     algos = [config.algo for config in map(published, catalog.names()) if config is not None]
     assert set(ALGOS) <= {algo.type for algo in algos} | {"sft"}
     losses = {algo.loss.type for algo in algos if not isinstance(algo, SftConfig)}

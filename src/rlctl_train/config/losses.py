@@ -82,7 +82,7 @@ class ClipCovLoss(PolicyLoss):
 
     type: Literal["clip_cov"] = "clip_cov"
     clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Lower clip: the probability ratio is held above 1 - clip_low; 1 sets no lower bound, as the authors' scripts do."""
+    """Lower clip: the probability ratio is held above 1 - clip_low; 1 sets no lower bound, as the authors do."""
     clip_high: PositiveFloat = 0.2
     """Upper clip: the probability ratio is held below 1 + clip_high."""
     token_share: Annotated[float, Field(gt=0, le=1)] = 2e-4
