@@ -117,7 +117,8 @@ def algorithms_page() -> str:
         f"# Algorithms\n\n{NOTE}\n"
         "`algo.type` names the advantage and the dataflow; `algo.loss`, `algo.aggregation`, the KL terms, entropy\n"
         "and `algo.correction` are choices of their own beside it. Shown are defaults; presets named `quickstart-*`\n"
-        "run most of them on a tiny model. Formulas stand in the files named.\n\n"
+        "run most of them on a tiny model, and [presets.md](presets.md) has those of the papers on published models.\n"
+        "Formulas stand in the files named.\n\n"
     )
     algorithms = [
         "| `algo.type` | what | default loss | aggregation | KL | roles | advantage | flow |",

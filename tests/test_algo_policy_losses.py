@@ -360,6 +360,14 @@ def test_a_part_of_a_mini_batch_is_refused_where_the_whole_one_counts(name: str)
         _objective(CONFIGS[name])(ops.TokenOutputs(logp=logp), batch, ops.count(batch["response_mask"]))
 
 
+def test_a_lower_clip_of_one_leaves_the_ratio_of_clip_cov_without_a_lower_bound() -> None:
+    batch, logp = _batch()
+    loss = _loss(ClipCovLoss(clip_low=1.0, clip_high=1e6, cov_low=1e6, cov_high=2e6))(logp - 3, batch)[0]
+    plain = -batch["advantages"] * (logp - 3 - batch["old_logp"]).exp()
+    mask = batch["response_mask"]
+    torch.testing.assert_close(ops.select(loss, mask), ops.select(plain, mask))
+
+
 def test_every_loss_of_the_union_is_registered_and_tested_here() -> None:
     types = {model.model_fields["type"].default for model in get_args(get_args(PolicyLossConfig)[0])}
     assert types == {"clip"} | {config.type for config in CONFIGS.values()}

@@ -11,11 +11,15 @@ from rlctl_hw.model_catalogue import known_models, known_shape
 from rlctl import app, catalog, evidence, planning, resolve
 from rlctl.evidence import PLANNED, Verified, read_verified
 from rlctl.workload import shape_of
-from rlctl_train.config.algo import GrpoConfig
+from rlctl_train.config.algo import GrpoConfig, SftConfig
 from rlctl_train.config.errors import DOES_NOT_FIT, USAGE, UserError
 from rlctl_train.config.model import PretrainedModel
+from rlctl_train.config.run import RunConfig
+from rlctl_train.registry import ALGOS, LOSSES
 
-MODELS = [name for name in known_models() if not name.startswith(("llama-3.2", "llama-3.1-405b", "mixtral"))]
+PLANNED_ONLY = ("llama-3.2", "llama-3.1-405b", "mixtral")
+OF_A_PAPER = ("qwen2.5-7b-base", "qwen2.5-32b-base", "qwen2.5-math")
+MODELS = [name for name in known_models() if not name.startswith((*PLANNED_ONLY, *OF_A_PAPER))]
 MINIMAL = '[preset]\ntitle = "t"\nextends = "quickstart"\n'
 PINNED = f'{MINIMAL}[hardware.h100-80gb]\nreason = "a measured need"\ntrainer.num_steps = 7\n'
 RECORD = {
@@ -118,6 +122,41 @@ def test_every_preset_is_valid_on_the_devices_it_names(name: str) -> None:
 def test_every_model_has_a_preset_with_grpo(model: str) -> None:
     algo = resolve.build(f"{model}-grpo").config.algo
     assert isinstance(algo, GrpoConfig)
+
+
+def test_every_algorithm_and_policy_loss_has_a_preset_of_a_published_model() -> None:
+    """But for supervised fine-tuning, and for DRO and IPO, whose papers set nothing for such a model."""
+    algos = [config.algo for config in map(published, catalog.names()) if config is not None]
+    assert set(ALGOS) <= {algo.type for algo in algos} | {"sft"}
+    losses = {algo.loss.type for algo in algos if not isinstance(algo, SftConfig)}
+    assert set(LOSSES) <= losses | {"dro", "ipo"}
+
+
+def published(name: str) -> RunConfig | None:
+    config = resolve.build(name).config
+    return config if isinstance(config.model, PretrainedModel) else None
+
+
+@pytest.mark.parametrize(
+    ("name", "mini_batches", "loss"),
+    [
+        ("qwen3-30b-a3b-gspo", 4, {"clip_low": 3e-4, "clip_high": 4e-4}),
+        ("qwen3-30b-a3b-sapo", 4, {"tau_pos": 1.0, "tau_neg": 1.05}),
+        ("qwen3-30b-a3b-dppo", 8, {"threshold_low": 0.15, "threshold_high": 0.15}),
+        ("qwen2.5-32b-cispo", 16, {"clip_low": 1.0}),
+        ("qwen2.5-7b-kl-cov", 8, {"token_share": 2e-3, "coef": 1.0}),
+        ("qwen2.5-32b-kl-cov", 8, {"token_share": 2e-4, "coef": 1.0}),
+        ("qwen2.5-32b-clip-cov", 8, {"clip_low": 1.0, "clip_high": 1.0, "token_share": 2e-4}),
+        ("qwen2.5-math-7b-gmpo", 8, {"clip_low": 0.4, "clip_high": 0.4}),
+        ("qwen2.5-32b-vapo", 16, {"clip_low": 0.2, "clip_high": 0.28}),
+    ],
+)
+def test_a_preset_of_a_paper_has_the_paper_s_clips_and_mini_batches(
+    name: str, mini_batches: int, loss: dict[str, float]
+) -> None:
+    resolved = resolve.build(name)
+    assert resolved.config.trainer.mini_batches_per_step == mini_batches
+    assert {key: resolved.origins[f"algo.loss.{key}"].value for key in loss} == loss
 
 
 @pytest.mark.parametrize(
