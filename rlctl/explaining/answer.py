@@ -108,10 +108,10 @@ def _consequence(run: Planned, leaf: Leaf, others: tuple[tuple[Alternative, Effe
     kinds = {does.kind for _, does in others if does.kind != "invalid"}
     if not kinds:
         kinds = _probed(run, leaf)
+    truth = UNCOUNTED.get(leaf.node.key)
+    if truth is not None and kinds <= {"independent", "same"}:
+        return f"The planner does not count it, so no prediction depends on it; in truth {truth}."
     if kinds == {"independent"}:
-        truth = UNCOUNTED.get(leaf.node.key)
-        if truth is not None:
-            return f"The planner does not count it, so no prediction depends on it; in truth {truth}."
         return "Memory and step time of this run do not depend on it; the meaning says what it changes."
     if run.plan is None:
         return f"This run does not fit here: {run.refusal}."

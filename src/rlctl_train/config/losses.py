@@ -136,7 +136,7 @@ class DroLoss(PolicyLoss):
     """Direct reward optimisation: a quadratic pull to the old policy in place of the clip (arXiv:2405.19107)."""
 
     type: Literal["dro"] = "dro"
-    beta: NonNegativeFloat = 0.1
+    beta: NonNegativeFloat = 1.0
     """Factor on half the squared log-ratio of a token to the old policy.
 
     The paper has a whole response's log-ratio to the reference; of 0.1, 1 and 5 it finds 1 the best factor."""
