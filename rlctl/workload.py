@@ -67,6 +67,7 @@ def workload_from_config(config: RunConfig, shape: ModelShape) -> Workload:
         engine=engine.type,
         lora_rank=config.model.lora.rank if config.model.lora else 0,
         has_reference="reference" in algo.roles(),
+        full_kl=not isinstance(algo, SftConfig) and algo.compares_distributions(),
         rollout_needed=config.reward is not None,
         has_old_logprobs=config.old_logprobs_needed(),
         reads_ahead=not isinstance(algo, SftConfig) and algo.loss.reads_ahead,

@@ -48,6 +48,14 @@ def test_parts_of_which_nothing_is_chosen_are_left_behind() -> None:
     assert [part.rows for part in batch.parts] == [(0, 1), (-1, -1, 0, 1)]
 
 
+def test_wide_columns_go_to_those_who_ask_and_stay_wide_where_groups_are_chosen() -> None:
+    full: Any = Batch({"ref_full_logp": torch.zeros(4, 2, 7)})
+    batch = choose([(made(0, [[0, 1], [2, 3]], width=2).plus(Part((0, 1, 2, 3), full, wide=True)), [1])])
+    rows, *refs = batch.arguments()
+    assert len(rows) == len(refs) and full not in refs
+    assert batch.arguments(wide=True)[-1] is full and batch.arguments(wide=True)[0][-1] == (-1, -1, 0, 1)
+
+
 def test_a_chosen_batch_can_be_chosen_from_again() -> None:
     batch = choose([(choose([(made(0, [[0, 1], [2, 3], [4, 5]], width=2), [0, 2])]), [1])])
     assert opened(batch)["score"].tolist() == [4.0, 5.0]

@@ -79,6 +79,15 @@ def test_what_is_set_becomes_a_pin():
     assert workload_from_config(config, shape_of(config)).pins == expected
 
 
+def test_a_whole_kl_brings_its_distributions_where_it_is_in_the_loss():
+    algo = {"type": "grpo", "kl_loss_estimator": "full", "group_size": 8}
+    config = run(algo=algo | {"kl_loss_coef": 0.1}, rollout={"type": "hf", "max_response_tokens": 5})
+    asked = workload_from_config(config, shape_of(config))
+    assert asked.distribution_bytes == 4 * len(VOCAB) * 5 * 8 * config.trainer.prompts_per_step
+    unused = run(algo=algo)
+    assert workload_from_config(unused, shape_of(unused)).distribution_bytes == 0
+
+
 def test_algorithms_bring_their_roles_and_group_sizes():
     ppo = run(algo={"type": "ppo", "kl_loss_coef": 0.1, "group_size": 3})
     asked = workload_from_config(ppo, shape_of(ppo))

@@ -34,11 +34,14 @@ def _scored_batch(model: Any) -> Batch:
     rewards = torch.zeros_like(batch["response_mask"])
     rewards[torch.arange(len(batch)), batch["response_len"] - 1] = torch.rand(len(batch), generator=draw)
     with torch.no_grad():
-        old, _ = reference_loop.logprobs(model, batch, TEMPERATURE)
-    near = 0.3 * torch.randn(old.shape, generator=draw)
+        full = reference_loop.distributions(model, batch, TEMPERATURE)
+    old = reference_loop.of_drawn(full, batch)
+    near = old + 0.3 * torch.randn(old.shape, generator=draw)
+    near_full = (full + 0.3 * torch.randn(full.shape, generator=draw)).log_softmax(-1)
     return batch.with_columns(
-        rewards=rewards, old_logp=old, ref_logp=old + near, group=torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
-    )
+        rewards=rewards, old_logp=old, ref_logp=near, ref_full_logp=near_full,
+        group=torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0]),
+    )  # fmt: skip
 
 
 def _loss(config: RlConfig) -> Any:
@@ -71,8 +74,9 @@ def _assert_same_weights(engine: Any, model: Any) -> None:
         GrpoConfig(aggregation="seq-mean-token-mean", kl_loss_coef=0.3, kl_in_reward=FixedKl(coef=0.2)),
         GrpoConfig(aggregation="seq-mean-token-sum", kl_loss_coef=0.3, kl_loss_estimator="k1+"),
         GrpoConfig(aggregation="token-sum", kl_loss_coef=0.3, kl_loss_estimator="abs"),
+        GrpoConfig(aggregation="seq-mean-token-mean", kl_loss_coef=2.0, kl_loss_estimator="full"),
     ],
-    ids=lambda config: config.aggregation,
+    ids=lambda config: f"{config.aggregation}, {config.kl_loss_estimator}",
 )
 def test_grpo_agrees_step_by_step(config: GrpoConfig, tmp_path: Path) -> None:
     path = make_model(tmp_path)

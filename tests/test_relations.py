@@ -21,6 +21,7 @@ NORMALISED_BYPASS = {
     "loss": {"type": "gpg"},
     "correction": {"mode": "bypass", "weights": {"normalize": True}},
 }
+WHOLE_KL = {"type": "grpo", "kl_loss_coef": 0.1, "kl_loss_estimator": "full"}
 
 
 def problems(**sections: dict[str, Any] | None) -> list[str]:
@@ -41,6 +42,7 @@ def test_a_sound_config_has_no_problems() -> None:
         ("model.num_kv_heads", {"model": {"num_kv_heads": 3}}),
         ("rollout.max_response_tokens", {"model": {"max_position": 40}}),
         ("model.lora", {"model": {"lora": {}}, "engine": {"type": "megatron"}}),
+        ("algo.kl_loss_estimator", {"algo": WHOLE_KL, "engine": {"type": "megatron"}}),
         ("trainer.mini_batches_per_step", {"trainer": {"mini_batches_per_step": 3}}),
         ("trainer.num_devices", {"trainer": {"num_devices": 8, "prompts_per_step": 1}, "algo": {"type": "ppo"}}),
         ("trainer.prompts_per_step", {"data": {"num_train": 8}}),

@@ -136,6 +136,7 @@ def check_cpu_cache(workload: Workload, layout: Layout) -> None:
 def object_store(workload: Workload, layout: Layout) -> Choice:
     """Choose the size of Ray's object store: the step's batch as made and as handed on, and weights in flight."""
     batch = 2 * workload.step_sequences * workload.longest_tokens * BYTES_PER_TOKEN_OF_BATCH
+    batch += workload.distribution_bytes
     width = DTYPE_BYTES[layout.rollout_dtype]
     buckets = BUCKETS_IN_FLIGHT * bucket_bytes(workload, width)
     size = ceil((batch + buckets) / GIB / STORE_STEP_GIB) * STORE_STEP_GIB

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlctl_hw.calculated import rest_needs
 from rlctl_hw.needs import GIB, MOMENT_BYTES, RAY_GIB
 from rlctl_hw.rollout_memory import rollout_weight_bytes
-from rlctl_hw.training_memory import trained_params, weight_bytes
+from rlctl_hw.training_memory import distributions, trained_params, weight_bytes
 from rlctl_hw.types import Hardware, Layout, MemoryPart, Workload
 
 PROCESS_GIB = 2.0
@@ -28,10 +28,12 @@ def host_memory(workload: Workload, hardware: Hardware, layout: Layout, store_gi
     # vLLM asleep keeps its weights in host memory.
     colocated_vllm = workload.placement == "colocated" and workload.rollout == "vllm"
     asleep = engines * rollout_weight_bytes(workload, layout) / GIB if colocated_vllm else 0.0
+    compared = ranks * distributions("actor_update", workload, layout) / GIB
     parts = [
         MemoryPart("loading", "weights", loading, "formula"),
         MemoryPart("running", "offloaded", offloaded, "formula"),
         MemoryPart("running", "sleeping_engine", asleep, "formula"),
+        MemoryPart("running", "distributions", compared, "formula"),
     ]
     for phase in ("loading", "running"):
         parts.append(MemoryPart(phase, "object_store", store_gib, "assumed"))

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 from rlctl_hw.devices import by_printed_name
 from rlctl_hw.layouts import Candidate
+from rlctl_hw.needs import GIB
 from rlctl_hw.types import Choice, Device, DoesNotFit, Dtype, Hardware, Workload
 
 BF16_CAPABILITY = (8, 0)
 MAX_THREADS = 32
 CPU_VLLM_HEAD_DIM = 32
+MOST_DISTRIBUTIONS_GIB = 16
+"""Of one step's distributions, over all workers: every trainer rank takes them all from the object store."""
 FEATURES_PER_THREAD, MIN_USEFUL_THREADS = 64, 4
 """A layer's matrix products keep about one thread busy per so many features; more threads only wait for each other."""
 
@@ -40,6 +43,23 @@ def check_model(workload: Workload, hardware: Hardware) -> None:
             f"vLLM on CPU needs heads of at least {CPU_VLLM_HEAD_DIM} features, but this model's have {shape.head_dim}",
             ("set rollout.type=hf", "use a model with fewer, larger heads"),
         )
+
+
+def check_distributions(workload: Workload) -> None:
+    """Refuse whole distributions of more tokens than can travel in a step."""
+    taken, most = workload.distribution_bytes, MOST_DISTRIBUTIONS_GIB * GIB
+    if taken <= most:
+        return
+    tokens, vocabulary = workload.step_sequences * workload.max_response_tokens, workload.shape.vocab_size
+    raise DoesNotFit(
+        f"algo.kl_loss_estimator=full would take {taken / GIB:.1f} GiB a step, but at most {MOST_DISTRIBUTIONS_GIB} GiB"
+        f" may travel: {tokens} response tokens x {vocabulary} tokens of the vocabulary x 4 B",
+        (
+            "set algo.kl_loss_estimator=k3 or k3+, which take none of it",
+            f"have at most {most // (4 * vocabulary)} response tokens a step "
+            "(trainer.prompts_per_step x algo.group_size x rollout.max_response_tokens)",
+        ),
+    )
 
 
 def num_present(hardware: Hardware) -> int:

@@ -76,6 +76,7 @@ class _Ladders:
     def __init__(self, workload: Workload, hardware: Hardware) -> None:
         self._asked = workload, hardware
         placing.check_model(workload, hardware)
+        placing.check_distributions(workload)
         counts = placing.device_counts(workload, hardware)
         self._trainer, self._rollout = counts.trainer, counts.rollout
         self._rungs = layouts.savings_ladder(workload, hardware)

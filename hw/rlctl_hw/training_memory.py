@@ -26,6 +26,9 @@ SLOTS_PER_TOKEN, SLOTS_PER_TOKEN_PADDED = 2, 4
 PASSES = ("logprobs", "values", "actor_update", "critic_update")
 UPDATES = ("actor_update", "critic_update", "optimizer_step")
 CRITIC_AT_WORK = ("values", "critic_update")
+COPIES_OF_OWN = 3
+COMPARED_BYTES = 12
+"""Per logit of a chunk, in fp32: probabilities, the reference's log-probabilities, the gradient of their KL."""
 AT_REST = ("load", "generation")
 
 
@@ -111,6 +114,17 @@ def rank_tokens(backward: bool, workload: Workload, layout: Layout) -> int:
     return -(-sequences // layout.mesh.dp_shard) * workload.longest_tokens
 
 
+def distributions(phase: Phase, workload: Workload, layout: Layout) -> float:
+    """Return the bytes that one rank's process has of a step's distributions in host memory, if they are compared.
+
+    It makes those of its own rows, once as a pass answers, once in their places and once for the batch; an update takes
+    everyone's and makes its own rows of them, likewise.
+    """
+    whole = workload.distribution_bytes
+    own = COPIES_OF_OWN * whole / layout.trainer_devices
+    return {"logprobs": own, "actor_update": whole + own}.get(phase, 0.0)
+
+
 def role_needs(role: str, phase: Phase, busy: bool, workload: Workload, layout: Layout) -> list[Need]:
     """Return what the process of one role holds on one accelerator."""
     kept = _kept(role, phase, busy, workload, layout)
@@ -125,7 +139,8 @@ def role_needs(role: str, phase: Phase, busy: bool, workload: Workload, layout: 
     )
     # An update's pass counts its own states at the moment of its peak; a forward pass counts the weights alone.
     beside = [] if backward else [need for need in kept if need.part != "weights"]
-    return [*beside, *working, _shared_prompts(tokens, backward, workload, layout)]
+    compared = Need("logits", _compared_bytes(role, backward, tokens, workload))
+    return [*beside, *working, _shared_prompts(tokens, backward, workload, layout), compared]
 
 
 def _kept(role: str, phase: Phase, busy: bool, workload: Workload, layout: Layout) -> list[Need]:
@@ -201,6 +216,8 @@ def _working_set(role: str, phase: Phase, workload: Workload, layout: Layout) ->
         Need("buffers", _gathered(role, backward, workload, layout)),
         Need("activations", tokens * _activation_bytes_per_token(role, backward, workload, layout)),
         Need("logits", 0.0 if role == "critic" else _logits_bytes(tokens, backward, workload, layout.compute_dtype)),
+        Need("logits", _compared_bytes(role, backward, tokens, workload)),
+        Need("buffers", distributions(phase, workload, layout)),
     ]
 
 
@@ -270,3 +287,10 @@ def _logits_bytes(tokens: int, backward: bool, workload: Workload, dtype: Dtype)
     """Return one chunk's logits: as computed, in fp32, as log-softmax and, going backward, two gradients more."""
     per_logit = DTYPE_BYTES[dtype] + (5 if backward else 3) * 4
     return min(tokens, workload.logits_chunk_tokens) * workload.shape.vocab_size * per_logit
+
+
+def _compared_bytes(role: str, backward: bool, tokens: int, workload: Workload) -> float:
+    """Return what one chunk takes beside its logits where the policy's distributions are compared with others."""
+    if not (workload.full_kl and backward and role == "actor"):
+        return 0.0
+    return min(tokens, workload.logits_chunk_tokens) * workload.shape.vocab_size * COMPARED_BYTES

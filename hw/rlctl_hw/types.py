@@ -279,6 +279,8 @@ class Workload:
     """Further responses to each prompt, sampled by themselves to compare with."""
     max_rounds: int = 1
     """The most times a step may generate."""
+    full_kl: bool = False
+    """The KL loss compares whole distributions: the reference's travel with the batch."""
     pins: Pins = Pins()
 
     def shape_of(self, role: str) -> ModelShape:
@@ -308,6 +310,11 @@ class Workload:
     def reference_needed(self) -> bool:
         """Return whether a reference's log-probabilities are asked for."""
         return "reference" in self.roles if self.has_reference is None else self.has_reference
+
+    @property
+    def distribution_bytes(self) -> int:
+        """Return the bytes of one step's distributions: a float32 a response token and token of the vocabulary."""
+        return 4 * self.step_sequences * self.max_response_tokens * self.shape.vocab_size if self.full_kl else 0
 
     @property
     def old_logprobs_needed(self) -> bool:

@@ -17,6 +17,7 @@ Letters: S sequences, P padded prompt length, T padded response length.
     baseline [S]           the score of the greedy response to the same prompt
     sum_pi_squared [S, T]  the sum over the vocabulary of squared probabilities where a token was drawn
     reward_logp [S, T]     the reward model's log-probability of each sampled token
+    ref_full_logp [S, T, V]  the reference's log-probability of every token of the vocabulary at each place
     teacher_logp [S, T]    the teacher's log-probability of each sampled token
     teacher_ids, teacher_top_logp [S, T, K]
                            the teacher's K likeliest tokens at each place and their log-probabilities

@@ -19,6 +19,8 @@ class Part:
 
     rows: tuple[int, ...]
     ref: ray.ObjectRef
+    wide: bool = False
+    """Its columns are [S, T, V], which the policy's update alone reads."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ class BatchRef:
         rows = list(range(len(self)) if self.drawn is None else self.drawn)
         return [rows[i : i + self.group_size] for i in range(0, len(rows), self.group_size)]
 
-    def arguments(self) -> tuple[Any, ...]:
-        """Return the layout and the references, as workers take them."""
-        return [part.rows for part in self.parts], *(part.ref for part in self.parts)
+    def arguments(self, *, wide: bool = False) -> tuple[Any, ...]:
+        """Return the layout and the references, as workers take them; with `wide` also those of wide columns."""
+        parts = [part for part in self.parts if wide or not part.wide]
+        return [part.rows for part in parts], *(part.ref for part in parts)
 
 
 def choose(groups: Sequence[tuple[BatchRef, Sequence[int]]]) -> BatchRef:
@@ -67,7 +70,7 @@ def choose(groups: Sequence[tuple[BatchRef, Sequence[int]]]) -> BatchRef:
         for part in batch.parts:
             renumbered = tuple(place.get(row, UNUSED) for row in part.rows)
             if any(row != UNUSED for row in renumbered):
-                parts.append(Part(renumbered, part.ref))
+                parts.append(replace(part, rows=renumbered))
         lengths.append(batch.lengths[rows])
         records += [batch.records[row] for row in rows]
     return BatchRef(tuple(parts), np.concatenate(lengths), tuple(records), size)

@@ -241,8 +241,11 @@ class Controller:
                 batch = self._on_ranks("actor", "logprobs", batch)
         if "reference" in algo.roles():
             holder = "reference" if "reference" in self._engines else "actor"
+            wide = algo.compares_distributions()
             with self._phase("logprobs", "ref"):
-                batch = self._on_ranks(holder, "reference_logprobs", batch)
+                batch = self._on_ranks(
+                    holder, "reference_distributions" if wide else "reference_logprobs", batch, wide=wide
+                )
         return batch
 
     def teach(self, batch: BatchRef) -> BatchRef:
@@ -436,7 +439,9 @@ class Controller:
         plan = [self._shares(batch, rows, len(actors)) for rows in self._mini_batches(batch)]
         results = collect(
             [
-                actor.update.remote(kind, self._entropy.coef, [shares[rank] for shares in plan], *batch.arguments())
+                actor.update.remote(
+                    kind, self._entropy.coef, [shares[rank] for shares in plan], *batch.arguments(wide=kind == "policy")
+                )
                 for rank, actor in enumerate(actors)
             ]
         )[0]
@@ -465,14 +470,17 @@ class Controller:
         lengths = [int(batch.lengths[block].sum()) for block in blocks]
         return [[row for i in share for row in blocks[i]] for share in balance(lengths, num_ranks, equal_size=False)]
 
-    def _on_ranks(self, role: str, verb: str, batch: BatchRef) -> BatchRef:
+    def _on_ranks(self, role: str, verb: str, batch: BatchRef, *, wide: bool = False) -> BatchRef:
+        """Add the columns that a verb returns; of a `wide` one, those that it returns second are wide."""
         actors = self._engines[role]
         shares = self._shares(batch, list(range(len(batch))), len(actors))
-        refs = [
-            getattr(actor, verb).remote(share, *batch.arguments()) for actor, share in zip(actors, shares, strict=True)
-        ]
-        ray.wait(refs, num_returns=len(refs), fetch_local=False)
-        return batch.plus(*(Part(tuple(share), ref) for share, ref in zip(shares, refs, strict=True)))
+        made: list[Part] = []
+        for actor, share in zip(actors, shares, strict=True):
+            returned = getattr(actor, verb).options(num_returns=2 if wide else 1).remote(share, *batch.arguments())
+            refs = returned if wide else [returned]
+            made += [Part(tuple(share), ref, wide=i > 0) for i, ref in enumerate(refs)]
+        ray.wait([part.ref for part in made], num_returns=len(made), fetch_local=False)
+        return batch.plus(*made)
 
     @property
     def _changing(self) -> list[str]:

@@ -41,14 +41,22 @@ def sequences(batch: Batch) -> tuple[Tensor, Tensor]:
     return ids, batch["prompt_len"][:, None] - 1 + torch.arange(responses.shape[1])
 
 
-def logprobs(model: Any, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return the log-probability of each response token and the entropy where it was drawn, [S, T] in nats."""
+def distributions(model: Any, batch: Batch, temperature: float) -> Tensor:
+    """Return the log-probability of every token of the vocabulary where each response token was drawn, [S, T, V]."""
     ids, before = sequences(batch)
     logits = model(input_ids=ids).logits / temperature
     everywhere = logits.log_softmax(-1)  # [S, L, V]
-    drawn = everywhere[torch.arange(len(ids))[:, None], before]  # [S, T, V]
-    logp = drawn.gather(-1, batch["response_ids"][:, :, None]).squeeze(-1)
-    return logp, -(drawn.exp() * drawn).sum(-1)
+    return everywhere[torch.arange(len(ids))[:, None], before]
+
+
+def of_drawn(full_logp: Tensor, batch: Batch) -> Tensor:
+    """Return the log-probability of each response token, [S, T] in nats."""
+    return full_logp.gather(-1, batch["response_ids"][:, :, None]).squeeze(-1)
+
+
+def logprobs(model: Any, batch: Batch, temperature: float) -> Tensor:
+    """Return the log-probability of each response token, [S, T] in nats."""
+    return of_drawn(distributions(model, batch, temperature), batch)
 
 
 def critic_values(critic: Any, batch: Batch) -> Tensor:
@@ -121,10 +129,18 @@ def aggregate(values: Tensor, mask: Tensor, config: RlConfig, max_response_token
     }[config.aggregation]
 
 
+def reference_kl(full_logp: Tensor, batch: Batch, config: RlConfig) -> Tensor:
+    """Return the KL of each token to the reference, [S, T] in nats: the whole sum, or an estimate of it."""
+    if config.kl_loss_estimator == "full":
+        return (full_logp.exp() * (full_logp - batch["ref_full_logp"])).sum(-1)
+    return kl(of_drawn(full_logp, batch), batch["ref_logp"], config.kl_loss_estimator)
+
+
 def policy_loss(
-    logp: Tensor, entropy: Tensor, advantages: Tensor, batch: Batch, config: RlConfig, max_response_tokens: int
+    full_logp: Tensor, advantages: Tensor, batch: Batch, config: RlConfig, max_response_tokens: int
 ) -> Tensor:
-    """Return the clipped policy loss, less the entropy bonus, plus the KL loss."""
+    """Return the clipped policy loss, less the entropy bonus, plus the KL loss; `full_logp` is [S, T, V]."""
+    logp, entropy = of_drawn(full_logp, batch), -(full_logp.exp() * full_logp).sum(-1)
     old = batch["old_logp"] if "old_logp" in batch else logp.detach()
     ratio = (logp - old).clamp(-20, 20).exp()
     clip = config.loss
@@ -135,7 +151,7 @@ def policy_loss(
         loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * clip.dual_clip), loss)
     loss = loss - config.entropy_coef * entropy
     if config.kl_loss_coef > 0:
-        loss = loss + config.kl_loss_coef * kl(logp, batch["ref_logp"], config.kl_loss_estimator)
+        loss = loss + config.kl_loss_coef * reference_kl(full_logp, batch, config)
     return aggregate(loss, batch["response_mask"], config, max_response_tokens)
 
 
@@ -162,7 +178,7 @@ def grpo_update(
     """Take one GRPO step on a scored batch; return its loss and gradient norm."""
     batch = batch.with_columns(rewards=penalised_rewards(batch, config, kl_coef))
     advantages = grpo_advantages(batch, config)
-    loss = policy_loss(*logprobs(model, batch, temperature), advantages, batch, config, max_response_tokens)
+    loss = policy_loss(distributions(model, batch, temperature), advantages, batch, config, max_response_tokens)
     return {"loss": loss.item(), "grad_norm": optimizer_step(model, optimizer, loss, max_grad_norm)}
 
 
@@ -178,7 +194,7 @@ def ppo_update(
     advantages, returns = ppo_advantages(batch, config)
     vf_loss = value_loss(critic_values(critic, batch), returns, batch, config)
     vf_norm = optimizer_step(critic, critic_optimizer, vf_loss, config.critic_optim.max_grad_norm)
-    loss = policy_loss(*logprobs(model, batch, temperature), advantages, batch, config, max_response_tokens)
+    loss = policy_loss(distributions(model, batch, temperature), advantages, batch, config, max_response_tokens)
     norm = optimizer_step(model, optimizer, loss, max_grad_norm)
     return {"loss": loss.item(), "grad_norm": norm, "vf_loss": vf_loss.item(), "vf_grad_norm": vf_norm}
 
@@ -261,7 +277,7 @@ def main(arguments: list[str] | None = None) -> None:
             optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / options.warm_steps)
             prompts, responses, _ = zip(*draw.sample(data["train"], prompts_per_step), strict=True)
             batch = to_batch(prompts, responses)
-            logp, _ = logprobs(model, batch, 1.0)
+            logp = logprobs(model, batch, 1.0)
             optimizer_step(model, optimizer, -logp[batch["response_mask"].bool()].mean(), 1.0)
 
         model.save_pretrained(folder)

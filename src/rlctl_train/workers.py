@@ -128,6 +128,12 @@ class EngineWorker:
             logp, _ = self._engine.logprobs(_assemble(rows, layout, parts), self._temperature)
         return Batch({"ref_logp": logp})
 
+    def reference_distributions(self, rows: list[int], layout: Layout, *parts: Batch) -> tuple[Batch, Batch]:
+        """Return column `ref_logp` for `rows` and, apart from it, column `ref_full_logp`, V times as large."""
+        with self._at_work("logprobs"), self._engine.adapters_off():
+            logp, full = self._engine.full_logprobs(_assemble(rows, layout, parts), self._temperature)
+        return Batch({"ref_logp": logp}), Batch({"ref_full_logp": full})
+
     def teach(self, rows: list[int], layout: Layout, *parts: Batch) -> Batch:
         """Return column `teacher_logp` for `rows`, or `teacher_ids` and `teacher_top_logp`, as the algorithm asks."""
         algo, batch = self._spec.config.algo, _assemble(rows, layout, parts)

@@ -91,7 +91,8 @@ class PolicyObjective:
         return self.loss.statistics(logp, batch, gather)
 
     def __call__(self, outputs: TokenOutputs, micro: Batch, counts: Counts) -> Shares:
-        """Read `old_logp`, `advantages`, `response_mask`, for the KL loss `ref_logp`, and `rollout_weights` if any.
+        """Read `old_logp`, `advantages`, `response_mask`, for an estimated KL loss `ref_logp`, and `rollout_weights` if
+        any.
 
         A batch without `old_logp` is on-policy: the old policy is the one that is differentiated.
         """
@@ -117,7 +118,7 @@ class PolicyObjective:
         if outputs.entropy is not None:
             metrics |= _token_means({"actor/entropy": outputs.entropy}, mask, counts)
         if config.kl_loss_coef > 0:
-            kl = total(self._kl(outputs.logp, micro))
+            kl = total(self._kl(outputs, micro))
             loss = loss + config.kl_loss_coef * kl
             metrics["actor/kl_loss"] = kl.detach()
         if isinstance(config, VapoConfig) and config.lm_coef > 0:
@@ -153,9 +154,14 @@ class PolicyObjective:
     def _is_bypass(self) -> bool:
         return self.config.correction is not None and self.config.correction.mode == "bypass"
 
-    def _kl(self, logp: Tensor, micro: Batch) -> Tensor:
-        mask = micro["response_mask"]
-        return kl_estimate(select(logp, mask), select(micro["ref_logp"], mask), self.config.kl_loss_estimator)
+    def _kl(self, outputs: TokenOutputs, micro: Batch) -> Tensor:
+        """Return the KL of each token to the reference, [S, T] in nats, at the states that were sampled."""
+        estimator, mask = self.config.kl_loss_estimator, micro["response_mask"]
+        if estimator == "full":
+            assert outputs.ref_kl is not None, "the whole KL is the engine's to compute"
+            return outputs.ref_kl
+        assert outputs.logp is not None
+        return kl_estimate(select(outputs.logp, mask), select(micro["ref_logp"], mask), estimator)
 
 
 class ValueObjective:

@@ -30,6 +30,10 @@ class TokenOutputs:
     entropy: Tensor | None = None
     values: Tensor | None = None
     sum_pi_squared: Tensor | None = None
+    ref_kl: Tensor | None = None
+    """KL(pi || pi_ref) over the whole vocabulary, where the batch has `ref_full_logp` [S, T, V]."""
+    full_logp: Tensor | None = None
+    """Log-probabilities of the whole vocabulary, [S, T, V]."""
     top_ids: Tensor | None = None
     """The K likeliest tokens."""
     top_logp: Tensor | None = None

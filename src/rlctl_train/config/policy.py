@@ -14,6 +14,7 @@ from rlctl_train.config.optim import OptimConfig
 Role = Literal["actor", "critic", "reference", "teacher", "reward_model"]
 Aggregation = Literal["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 KlEstimator = Literal["k1", "k2", "k3", "abs", "k1+", "k3+"]
+KlLossEstimator = Literal["k1", "k2", "k3", "abs", "k1+", "k3+", "full"]
 
 AGGREGATIONS = Choices(
     {
@@ -32,6 +33,13 @@ KL_ESTIMATORS = Choices(
         "abs": "the log-ratio's size",
         "k1+": "the value of k1 with the gradient of k2",
         "k3+": "the value of k3 with the gradient of k2",
+    }
+)
+KL_LOSS_ESTIMATORS = Choices(
+    KL_ESTIMATORS.meanings
+    | {
+        "full": "the KL itself, summed over the vocabulary, with its exact gradient: no noise, but the reference's "
+        "log-probability of every token of the vocabulary travels for every response token"
     }
 )
 
@@ -83,8 +91,9 @@ class PolicyGradient(Config):
     """Constant divisor of `seq-mean-token-sum-norm`, in tokens; unset takes `rollout.max_response_tokens`."""
     kl_loss_coef: NonNegativeFloat = 0.0
     """Factor on the KL-to-reference loss; 0 turns it off and needs no reference model."""
-    kl_loss_estimator: Annotated[KlEstimator, KL_ESTIMATORS] = "k3"
-    """Per-token KL estimator of the loss between the current policy and the reference."""
+    kl_loss_estimator: Annotated[KlLossEstimator, KL_LOSS_ESTIMATORS] = "k3"
+    """Per-token KL of the loss between the current policy and the reference: estimated from the sampled token, or
+    whole, for which a step's response tokens times the vocabulary, 4 bytes each, may take 16 GiB at most."""
     entropy_coef: float = 0.0
     """Factor on the entropy bonus; with `entropy_control` its first value."""
     entropy_control: EntropyControl | None = None
@@ -101,6 +110,10 @@ class PolicyGradient(Config):
     def reads_old_logp(self) -> bool:
         """Return whether the advantage reads `old_logp`, which then is computed before the update in any case."""
         return False
+
+    def compares_distributions(self) -> bool:
+        """Return whether the KL loss reads the reference's whole distributions and not its sampled tokens alone."""
+        return self.kl_loss_coef > 0 and self.kl_loss_estimator == "full"
 
     def roles(self) -> tuple[Role, ...]:
         """Return the model roles this algorithm needs, actor first."""

@@ -119,6 +119,18 @@ def _adapters(config: RunConfig) -> Iterator[Problem]:
         )  # fmt: skip
 
 
+@_relates("algo.kl_loss_estimator", "engine.type")
+def _whole_distributions(config: RunConfig) -> Iterator[Problem]:
+    """algo.kl_loss_estimator=full needs engine.type=fsdp2."""
+    algo = config.algo
+    if not isinstance(algo, SftConfig) and algo.compares_distributions() and config.engine.type != "fsdp2":
+        yield Problem(
+            "algo.kl_loss_estimator", "full",
+            f"needs whole distributions, which engine.type={config.engine.type!r} does not give",
+            "set algo.kl_loss_estimator=k3 or k3+, or engine.type=fsdp2",
+        )  # fmt: skip
+
+
 @_relates("trainer.mini_batches_per_step", "trainer.prompts_per_step")
 def _mini_batches(config: RunConfig) -> Iterator[Problem]:
     """trainer.mini_batches_per_step divides trainer.prompts_per_step."""
@@ -453,7 +465,8 @@ def _divisors(number: int) -> str:
 
 
 RELATIONS = (
-    _head_size, _key_value_heads, _reach, _adapters, _mini_batches, _sequence_a_device, _enough_problems,
+    _head_size, _key_value_heads, _reach, _adapters, _whole_distributions, _mini_batches, _sequence_a_device,
+    _enough_problems,
     _warm_start_batches, _warm_start_schedule, _micro_batch, _operands, _scored, _answer_form, _one_supervision,
     _overlong_buffer, _reward_parts, _taught_task, _accuracies, _squares_of_the_trainer, _aggregation_norm,
     _corrects_something, _bypass_weights, _bypass_mean, _whole_responses,

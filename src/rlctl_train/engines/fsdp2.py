@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -120,6 +120,12 @@ class Fsdp2Engine:
         nothing = NO_ANSWERS[..., None]
         return answers.get("top_ids", nothing.long()), answers.get("top_logp", nothing)
 
+    def full_logprobs(self, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
+        """Return log-probability of each unmasked token, [S, T], and those of the whole vocabulary in its place,
+        [S, T, V], on the host; 0 elsewhere."""
+        answers = self._answers(batch, temperature, wants_full=True)
+        return answers.get("logp", NO_ANSWERS), answers.get("full_logp", NO_ANSWERS[..., None])
+
     def values(self, batch: Batch) -> Tensor:
         """Return the value of the state before each unmasked token, [S, T] on the host; 0 elsewhere."""
         return self._answers(batch, 1.0).get("values", NO_ANSWERS)
@@ -128,8 +134,8 @@ class Fsdp2Engine:
         """Add the gradient of the objective over the mini-batch of all ranks; return its metrics over all ranks.
 
         Logits are divided by `temperature` before the softmax. Ranks may hold different numbers of rows, also none.
-        A batch with `teacher_ids` is asked for their log-probabilities too. An objective that needs statistics of the
-        whole mini-batch costs a pass without gradients before it.
+        A batch with `teacher_ids` is asked for their log-probabilities too, one with `ref_full_logp` for the KL to it.
+        An objective that needs statistics of the whole mini-batch costs a pass without gradients before it.
         """
         counts = self._counts(batch)
         if isinstance(objective, PolicyObjective) and objective.needs_statistics:
@@ -141,8 +147,9 @@ class Fsdp2Engine:
                 self._empty_pass(temperature)
                 continue
             micro = batch.rows(rows)
-            asked = self._lay_out(micro)
-            micro = Batch({name: column.to(self._device) for name, column in micro.columns.items()}, micro.records)
+            asked = _with_reference(self._lay_out(micro), micro)
+            there = {name: c.to(self._device) for name, c in micro.columns.items() if name != "ref_full_logp"}
+            micro = Batch(there, micro.records)
             answers = self._ask(_with_candidates(asked, micro), temperature)
             loss, metrics = objective(_in_place(answers, asked, micro), micro, counts)
             loss.backward()
@@ -248,30 +255,41 @@ class Fsdp2Engine:
         return model
 
     def _ask(
-        self, asked: Pass, temperature: float, wants_squares: bool = False, top: Top | None = None
+        self,
+        asked: Pass,
+        temperature: float,
+        *,
+        wants_squares: bool = False,
+        top: Top | None = None,
+        wants_full: bool = False,
     ) -> TokenOutputs:
-        """Run the model on one pass; answers are [R] or [R, K]. Targets after the first of a place are candidates."""
+        """Run the model on one pass; answers are [R], [R, K] or, on the host, [R, V].
+
+        Targets after the first of a place are candidates.
+        """
         if not isinstance(self._model, Policy):
             return TokenOutputs(values=self._model(asked))
-        answers = self._model(asked, temperature, self._config.logits_chunk_tokens, wants_squares, top)
+        answers = self._model(asked, temperature, self._config.logits_chunk_tokens, wants_squares, top, wants_full)
         if top is not None:
             return TokenOutputs(top_ids=answers[0], top_logp=answers[1])
+        if wants_full:
+            return TokenOutputs(logp=answers[0], full_logp=answers[1])
         logp, entropy, *more = answers
-        squares = more[0] if more else None
-        if asked.targets.ndim == 1:
-            return TokenOutputs(logp=logp, entropy=entropy, sum_pi_squared=squares)
-        return TokenOutputs(logp=logp[:, 0], entropy=entropy, sum_pi_squared=squares, top_logp=logp[:, 1:])
+        squares, kl = (more[0] if more and wanted else None for wanted in (wants_squares, not wants_squares))
+        made = TokenOutputs(logp=logp, entropy=entropy, sum_pi_squared=squares, ref_kl=kl)
+        return made if asked.targets.ndim == 1 else replace(made, logp=logp[:, 0], top_logp=logp[:, 1:])
 
-    def _answers(
-        self, batch: Batch, temperature: float, wants_squares: bool = False, top: Top | None = None
-    ) -> dict[str, Tensor]:
-        """Run the model on all rows without gradients; each answer is [S, T] or [S, T, K] on the host."""
+    def _answers(self, batch: Batch, temperature: float, **wanted: Any) -> dict[str, Tensor]:
+        """Run the model on all rows without gradients; each answer is [S, T], [S, T, K] or [S, T, V] on the host.
+
+        `wanted` is what `_ask` may be asked beside log-probabilities.
+        """
         answers: dict[str, Tensor] = {}
         with torch.no_grad():
             for rows in self._cut(batch):
                 micro = batch.rows(rows) if rows else NOTHING
                 asked = self._lay_out(micro)
-                outputs = vars(_in_place(self._ask(asked, temperature, wants_squares, top), asked, micro))
+                outputs = vars(_in_place(self._ask(asked, temperature, **wanted), asked, micro))
                 if rows:
                     for name, value in outputs.items():
                         if value is not None:
@@ -370,15 +388,23 @@ def _with_candidates(asked: Pass, micro: Batch) -> Pass:
     return replace(asked, targets=torch.cat([asked.targets[:, None], candidates], 1))
 
 
+def _with_reference(asked: Pass, micro: Batch) -> Pass:
+    """Ask also for the KL to `ref_full_logp` [S, T, V], where the batch has it; it stays on the host."""
+    if "ref_full_logp" not in micro:
+        return asked
+    return replace(asked, ref_full_logp=micro["ref_full_logp"].flatten(0, 1)[asked.places.cpu()])
+
+
 def _in_place(outputs: TokenOutputs, asked: Pass, micro: Batch) -> TokenOutputs:
-    """Put answers [R] or [R, K] where they belong in [S, T] or [S, T, K]; 0 elsewhere."""
+    """Put answers [R, ...] where they belong in [S, T, ...]; 0 elsewhere."""
     shape = micro["response_mask"].shape
 
     def spread(answer: Tensor | None) -> Tensor | None:
         if answer is None:
             return None
         rest = answer.shape[1:]
-        return answer.new_zeros(shape.numel(), *rest).index_copy(0, asked.places, answer).view(*shape, *rest)
+        places = asked.places.to(answer.device)
+        return answer.new_zeros(shape.numel(), *rest).index_copy(0, places, answer).view(*shape, *rest)
 
     return TokenOutputs(**{name: spread(answer) for name, answer in vars(outputs).items()})
 

@@ -30,7 +30,7 @@ def token_logprobs(
     which are kept. Both results are differentiable in hidden, weight and bias. With several targets each, [R, K],
     log-probabilities are [R, K].
     """
-    logp, entropy, _ = _TokenLogprobs.apply(hidden, weight, bias, targets, temperature, chunk_tokens, False)
+    logp, entropy, *_ = _TokenLogprobs.apply(hidden, weight, bias, targets, temperature, chunk_tokens, False, None)
     return logp, entropy
 
 
@@ -39,7 +39,39 @@ def token_logprobs_and_squares(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `token_logprobs` does and the sum of each distribution's squared probabilities [R], which has no
     gradient."""
-    return _TokenLogprobs.apply(hidden, weight, bias, targets, temperature, chunk_tokens, True)
+    return _TokenLogprobs.apply(hidden, weight, bias, targets, temperature, chunk_tokens, True, None)[:3]
+
+
+def token_logprobs_and_kl(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    temperature: float,
+    chunk_tokens: int,
+    ref_logp: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `token_logprobs` does and KL(pi || pi_ref) of each distribution pi, [R] in nats.
+
+    It is sum_v pi(v) (log pi(v) - log pi_ref(v)) over the whole vocabulary, log pi_ref being `ref_logp` [R, V], which
+    may lie on the host and has no gradient. All three are differentiable.
+    """
+    logp, entropy, _, kl = _TokenLogprobs.apply(
+        hidden, weight, bias, targets, temperature, chunk_tokens, False, ref_logp
+    )
+    return logp, entropy, kl
+
+
+@torch.no_grad()
+def full_logprobs(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Return log-probability of each target, [R], and of every token of the vocabulary, [R, V], both on the host."""
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    whole = torch.empty(len(hidden), len(weight), dtype=dtype)
+    for part in _chunks(len(hidden), chunk_tokens):
+        whole[part] = _log_softmax(hidden[part], weight, bias, temperature)
+    return whole.gather(1, _columns(targets).to(whole.device)).view(targets.shape), whole
 
 
 @torch.no_grad()
@@ -67,11 +99,13 @@ class _TokenLogprobs(torch.autograd.Function):
         temperature: float,
         chunk_tokens: int,
         wants_squares: bool,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        ref_logp: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         logp = torch.empty(targets.shape, dtype=dtype, device=hidden.device)
         entropy = torch.empty(len(hidden), dtype=dtype, device=hidden.device)
         squares = torch.empty_like(entropy) if wants_squares else None
+        kl = None if ref_logp is None else torch.empty_like(entropy)
         log_probs = hidden.new_empty(0, len(weight), dtype=dtype)
         for part in _chunks(len(hidden), chunk_tokens):
             del log_probs
@@ -81,18 +115,20 @@ class _TokenLogprobs(torch.autograd.Function):
             entropy[part] = -torch.linalg.vecdot(probs, log_probs)
             if squares is not None:
                 squares[part] = torch.linalg.vecdot(probs, probs)
+            if kl is not None and ref_logp is not None:
+                kl[part] = torch.linalg.vecdot(probs, log_probs - ref_logp[part].to(log_probs))
             del probs
-        ctx.save_for_backward(hidden, weight, bias, targets, entropy, log_probs)
+        ctx.save_for_backward(hidden, weight, bias, targets, entropy, log_probs, kl, ref_logp)
         ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
         ctx.set_materialize_grads(False)
         if squares is not None:
             ctx.mark_non_differentiable(squares)
-        return logp, entropy, squares
+        return logp, entropy, squares, kl
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, entropy, kept = ctx.saved_tensors
-        grad_logp, grad_entropy, _ = grads
+        hidden, weight, bias, targets, entropy, kept, kl, ref_logp = ctx.saved_tensors
+        grad_logp, grad_entropy, _, grad_kl = grads
         grad_hidden = torch.empty_like(hidden)
         _, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         grad_weight = torch.zeros_like(weight, dtype=kept.dtype) if wants_weight else None
@@ -106,7 +142,11 @@ class _TokenLogprobs(torch.autograd.Function):
                 entropy[part],
                 None if grad_logp is None else _columns(grad_logp[part] / ctx.temperature),
                 None if grad_entropy is None else grad_entropy[part] / ctx.temperature,
-            ).to(weight.dtype)
+            )
+            if grad_kl is not None:
+                slope = grad_kl[part] / ctx.temperature
+                grad_logits += _grad_kl(log_probs, ref_logp[part].to(log_probs), kl[part], slope)
+            grad_logits = grad_logits.to(weight.dtype)
             torch.mm(grad_logits, weight, out=grad_hidden[part])
             if grad_weight is not None:
                 _add_product(grad_weight, grad_logits.t(), hidden[part])
@@ -116,7 +156,7 @@ class _TokenLogprobs(torch.autograd.Function):
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(weight.dtype),
-            None, None, None, None,
+            None, None, None, None, None,
         )  # fmt: skip
 
 
@@ -154,6 +194,11 @@ def _grad_logits(
     if grad_logp is not None:
         grad.scatter_add_(1, targets, grad_logp)
     return grad
+
+
+def _grad_kl(log_probs: Tensor, ref_logp: Tensor, kl: Tensor, grad_kl: Tensor) -> Tensor:
+    """Return the KL's part of that gradient, [r, V]: d KL / d z_j = p_j (log p_j - log q_j - KL)."""
+    return (log_probs - ref_logp).sub_(kl[:, None]).mul_(log_probs.exp()).mul_(grad_kl[:, None])
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

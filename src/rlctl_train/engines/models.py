@@ -20,7 +20,14 @@ from rlctl_train.config.errors import PREFLIGHT, UserError
 from rlctl_train.config.model import LoraConfig
 from rlctl_train.engines.attention import NAME
 from rlctl_train.engines.fused import fuse
-from rlctl_train.engines.logits import Top, token_logprobs, token_logprobs_and_squares, top_logprobs
+from rlctl_train.engines.logits import (
+    Top,
+    full_logprobs,
+    token_logprobs,
+    token_logprobs_and_kl,
+    token_logprobs_and_squares,
+    top_logprobs,
+)
 from rlctl_train.engines.lora import ALL, adapt, is_adapter, target_layers
 from rlctl_train.engines.packing import Pass
 
@@ -78,18 +85,30 @@ class Policy(Decoder):
     """A causal language model that answers with log-probabilities."""
 
     def forward(
-        self, asked: Pass, temperature: float, chunk_tokens: int, wants_squares: bool = False, top: Top | None = None
+        self,
+        asked: Pass,
+        temperature: float,
+        chunk_tokens: int,
+        wants_squares: bool = False,
+        top: Top | None = None,
+        wants_full: bool = False,
     ) -> tuple[Tensor, ...]:
         """Return log-probability of each target and entropy where it was predicted, [R] each, in nats.
 
-        With `wants_squares` the sum of squared probabilities [R] is the third. With `top` the answer is which tokens
-        are likeliest and their log-probabilities, [R, K] each. Several targets a place are [R, K] throughout.
+        With `wants_squares` the sum of squared probabilities [R] is the third; with a reference to compare with, the
+        KL to it [R]. With `wants_full` the second is the log-probabilities of the whole vocabulary, [R, V]. With `top`
+        the answer is which tokens are likeliest and their log-probabilities, [R, K] each. Several targets a place are
+        [R, K] throughout.
         """
         head = cast(nn.Linear, self.lm.get_output_embeddings())
         if top is not None:
             return top_logprobs(self.hidden(asked), head.weight, head.bias, temperature, chunk_tokens, top)
-        answer = token_logprobs_and_squares if wants_squares else token_logprobs
-        return answer(self.hidden(asked), head.weight, head.bias, asked.targets, temperature, chunk_tokens)
+        arguments = self.hidden(asked), head.weight, head.bias, asked.targets, temperature, chunk_tokens
+        if wants_full:
+            return full_logprobs(*arguments)
+        if asked.ref_full_logp is not None:
+            return token_logprobs_and_kl(*arguments, asked.ref_full_logp)
+        return token_logprobs_and_squares(*arguments) if wants_squares else token_logprobs(*arguments)
 
 
 class Critic(Decoder):

@@ -54,6 +54,8 @@ class Pass:
     """[R] token ids that are predicted."""
     places: Tensor
     """[R] where each answer belongs in a flattened [S, T]."""
+    ref_full_logp: Tensor | None = None
+    """[R, V] what a reference says of every token of the vocabulary, on the host; None where nobody compares."""
 
 
 def lay_out(batch: Batch, *, packed: bool, dense_slots: bool, device: torch.device) -> Pass:
