@@ -1,7 +1,8 @@
-"""What an engine says of other tokens than the sampled ones: the likeliest, and those a teacher names."""
+"""What an engine says of other tokens than the sampled ones: the likeliest, those a teacher names, and all of them."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,51 @@ def test_candidates_have_the_values_and_gradients_of_plain_transformers(model: s
         torch.testing.assert_close(ours[name], parameter.grad, atol=2e-5, rtol=1e-4)
 
 
+def compared_batch(fill: float = 0.0) -> Batch:
+    """Return rows with another policy's distributions, `fill` where they are masked."""
+    batch = make_batch()
+    near = torch.randn(*batch["response_ids"].shape, 100, generator=torch.Generator().manual_seed(8))
+    return batch.with_columns(
+        ref_full_logp=torch.where(batch["response_mask"].bool()[..., None], near.log_softmax(-1), fill)
+    )
+
+
+def kl_objective(outputs: TokenOutputs, micro: Batch, counts: Counts) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weigh the KL of every token differently."""
+    assert outputs.ref_kl is not None and outputs.logp is not None
+    loss = aggregate(outputs.ref_kl * micro["weight"] + outputs.logp, micro["response_mask"], "token-mean", counts)
+    return loss, {"loss": loss.detach()}
+
+
+def test_whole_distributions_are_those_of_plain_transformers(model: str) -> None:
+    batch = make_batch()
+    mask = batch["response_mask"].bool()
+    logp, full = make_engine(model, role="reference", max_tokens_per_micro_batch=60).full_logprobs(batch, TEMPERATURE)
+    _, expected = plain_log_probs(model, batch)
+    torch.testing.assert_close(full[mask], expected[mask], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logp, full.gather(-1, batch["response_ids"][..., None]).squeeze(-1) * mask)
+    assert not full[~mask].any()
+
+
+@pytest.mark.parametrize(("budget", "fill"), [(1000, 0.0), (60, 0.0), (24, math.nan)])
+def test_the_whole_kl_has_the_value_and_gradient_of_plain_transformers(model: str, budget: int, fill: float) -> None:
+    batch = compared_batch()
+    plain, log_probs = plain_log_probs(model, batch)
+    outputs = TokenOutputs(
+        logp=log_probs.gather(-1, batch["response_ids"][..., None]).squeeze(-1),
+        ref_kl=(log_probs.exp() * (log_probs - batch["ref_full_logp"])).sum(-1),
+    )
+    expected, _ = kl_objective(outputs, batch, Counts(float(batch["response_mask"].sum()), 0.0))
+    expected.backward()
+    engine = make_engine(model, max_tokens_per_micro_batch=budget, logits_chunk_tokens=7)
+    found = engine.forward_backward(compared_batch(fill), kl_objective, TEMPERATURE)
+    assert found["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    ours = gradients(engine)
+    for name, parameter in plain.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(ours[name], parameter.grad, atol=2e-5, rtol=1e-4)
+
+
 def test_batches_of_candidates_join_like_others() -> None:
     narrow = Batch({"teacher_ids": torch.ones(2, 3, K)})
     wide = Batch({"teacher_ids": torch.ones(1, 4, K)})
@@ -110,9 +156,10 @@ def judged_batch() -> Batch:
 
 
 def learn(path: str, rows: list[int]) -> tuple[Any, ...]:
-    """Return loss and gradient of candidates and of outcomes, and the likeliest tokens of this rank's rows."""
+    """Return loss and gradient of candidates, outcomes and whole KL, and the likeliest tokens of this rank's rows."""
     found: list[Any] = []
-    for batch, asked in ((asked_batch(), objective), (judged_batch(), OutcomeObjective(PrimeConfig(beta=0.3)))):
+    outcomes = OutcomeObjective(PrimeConfig(beta=0.3))
+    for batch, asked in ((asked_batch(), objective), (judged_batch(), outcomes), (compared_batch(), kl_objective)):
         engine = make_engine(path, max_tokens_per_micro_batch=45)
         metrics = engine.forward_backward(batch.rows(rows) if rows else Batch({}), asked, TEMPERATURE)
         found += [metrics, gradients(engine)]

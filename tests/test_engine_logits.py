@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlctl_train.engines.logits import token_logprobs, token_logprobs_and_squares
+from rlctl_train.engines.logits import full_logprobs, token_logprobs, token_logprobs_and_kl, token_logprobs_and_squares
 
 
 def inputs(num_tokens: int = 7, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -49,6 +49,33 @@ def test_sums_of_squared_probabilities_come_beside_the_same_answers(chunk_tokens
     assert not squares.requires_grad and (squares <= 1).all()
     for ours, theirs in zip((logp, entropy), token_logprobs(hidden, weight, bias, targets, 0.7, 3), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 3, 100])
+def test_the_kl_to_other_distributions_comes_beside_the_same_answers(chunk_tokens: int) -> None:
+    targets, ref = torch.arange(7), torch.randn(7, 11, dtype=torch.float64).log_softmax(-1)
+    results = []
+    for ours in (False, True):
+        hidden, weight, bias = leaves = inputs()
+        answers = plain(hidden, weight, bias, targets, 0.7)
+        log_probs = (torch.nn.functional.linear(hidden, weight, bias) / 0.7).log_softmax(-1)
+        kl = (log_probs.exp() * (log_probs - ref)).sum(-1)
+        if ours:
+            *answers, kl = token_logprobs_and_kl(hidden, weight, bias, targets, 0.7, chunk_tokens, ref)
+        (answers[0].sin().sum() + answers[1].square().sum() + kl.cos().sum()).backward()
+        results.append([*answers, kl, *(leaf.grad for leaf in leaves)])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 3, 100])
+def test_whole_distributions_come_with_what_they_say_of_the_targets(chunk_tokens: int) -> None:
+    hidden, weight, bias = inputs()
+    targets = torch.arange(7)
+    logp, whole = full_logprobs(hidden, weight, bias, targets, 0.7, chunk_tokens)
+    torch.testing.assert_close(whole, (torch.nn.functional.linear(hidden, weight, bias) / 0.7).log_softmax(-1))
+    torch.testing.assert_close(logp, token_logprobs(hidden, weight, bias, targets, 0.7, 3)[0])
+    assert not whole.requires_grad
 
 
 def test_gradients_are_those_of_finite_differences() -> None:

@@ -214,6 +214,17 @@ def test_a_host_too_small_to_load_or_to_offload_is_refused():
         plan(workload(built_in("7B")), machine)
 
 
+def test_distributions_of_more_tokens_than_can_travel_are_refused_with_their_size():
+    asked = workload(built_in("0.5B"), full_kl=True)
+    error = refusal(asked, "h100:8")
+    assert "algo.kl_loss_estimator=full would take 18.5 GiB" in error.what
+    assert "k3" in error.remedies[0] and "at most 28268 response tokens" in error.remedies[1]
+    assert plan(replace(asked, full_kl=False), parse_hardware("h100:8"))
+    fewer = replace(asked, max_response_tokens=28268 // asked.step_sequences)
+    made = plan(fewer, parse_hardware("h100:8"))
+    assert made.object_store_gib > 15.9 and next(p for p in made.host_memory if p.part == "distributions").gib > 150
+
+
 def test_sequences_beyond_the_models_reach_are_refused():
     short = replace(TINY, max_position=300)
     assert "set rollout.max_response_tokens=172" in refusal(workload(short), "cpu:2").remedies

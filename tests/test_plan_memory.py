@@ -164,6 +164,18 @@ def test_the_logits_of_a_chunk_are_bounded_by_the_chunk():
     assert part(small, ON_GPU, "actor_update", "logits") <= part(asked, ON_GPU, "actor_update", "logits") / 8
 
 
+def test_compared_distributions_take_the_columns_and_part_of_a_chunk():
+    without = workload(built_in("0.5B"), max_response_tokens=64)
+    asked = replace(without, full_kl=True)
+    column = 128 * 64 * 151_936 * 4 / GIB
+    for phase, columns in (("logprobs", 3), ("actor_update", 4)):
+        more = part(asked, ON_CPU, phase, "buffers") - part(without, ON_CPU, phase, "buffers")
+        assert more == pytest.approx(columns * column)
+    for layout in (ON_CPU, ON_GPU):
+        more = part(asked, layout, "actor_update", "logits") - part(without, layout, "actor_update", "logits")
+        assert more == pytest.approx(1024 * 151_936 * 12 / GIB)
+
+
 def test_the_peak_is_the_fullest_phase():
     parts = memory(workload(), ON_CPU)
     phase, gib = peak_gib(parts)
