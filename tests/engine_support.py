@@ -90,6 +90,13 @@ def value_objective(outputs: TokenOutputs, micro: Batch, counts: Counts) -> tupl
     return loss, {"loss": loss.detach()}
 
 
+def kl_objective(outputs: TokenOutputs, micro: Batch, counts: Counts) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weigh the KL of every token differently."""
+    assert outputs.ref_kl is not None and outputs.logp is not None
+    loss = aggregate(outputs.ref_kl * micro["weight"] + outputs.logp, micro["response_mask"], "token-mean", counts)
+    return loss, {"loss": loss.detach()}
+
+
 def gradients(engine: Fsdp2Engine) -> dict[str, Tensor]:
     """Return the whole gradient by name."""
     return {name: full(p.grad).clone() for name, p in engine._parameters.items() if p.grad is not None}

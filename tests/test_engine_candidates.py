@@ -17,7 +17,7 @@ from rlctl_train.algos.ops import Counts, TokenOutputs, aggregate
 from rlctl_train.algos.prime import OutcomeObjective
 from rlctl_train.batch import Batch, concat, gather
 from rlctl_train.config.prime import PrimeConfig
-from tests.engine_support import gradients, make_batch, make_engine, make_model
+from tests.engine_support import gradients, kl_objective, make_batch, make_engine, make_model
 
 K, TEMPERATURE = 5, 1.3
 
@@ -101,13 +101,6 @@ def compared_batch(fill: float = 0.0) -> Batch:
     return batch.with_columns(
         ref_full_logp=torch.where(batch["response_mask"].bool()[..., None], near.log_softmax(-1), fill)
     )
-
-
-def kl_objective(outputs: TokenOutputs, micro: Batch, counts: Counts) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weigh the KL of every token differently."""
-    assert outputs.ref_kl is not None and outputs.logp is not None
-    loss = aggregate(outputs.ref_kl * micro["weight"] + outputs.logp, micro["response_mask"], "token-mean", counts)
-    return loss, {"loss": loss.detach()}
 
 
 def test_whole_distributions_are_those_of_plain_transformers(model: str) -> None:

@@ -9,7 +9,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.engine_support import gradients, make_batch, make_engine, make_model, policy_objective, weights
+from tests.engine_support import (
+    gradients,
+    kl_objective,
+    make_batch,
+    make_engine,
+    make_model,
+    policy_objective,
+    weights,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -47,6 +55,17 @@ def test_single_precision_on_the_device_agrees_with_the_host(tmp_path: Path) -> 
         engine.forward_backward(batch, policy_objective)
         results.append({name: grad.cpu() for name, grad in gradients(engine).items()})
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
+
+
+def test_distributions_that_lie_on_the_host_are_compared_on_the_device(tmp_path: Path) -> None:
+    path, other, batch = make_model(tmp_path / "own"), make_model(tmp_path / "other", init_std=0.3), make_batch()
+    found = []
+    for device in ("cpu", "cuda"):
+        _, full = make_engine(other, role="reference", device=device, logits_chunk_tokens=7).full_logprobs(batch, 1.3)
+        engine = make_engine(path, device=device, logits_chunk_tokens=7)
+        metrics = engine.forward_backward(batch.with_columns(ref_full_logp=full), kl_objective, 1.3)
+        found.append((metrics, full, {name: grad.cpu() for name, grad in gradients(engine).items()}))
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
 
 
 def test_device_random_state_is_part_of_a_checkpoint(tmp_path: Path) -> None:

@@ -54,11 +54,6 @@ def of_drawn(full_logp: Tensor, batch: Batch) -> Tensor:
     return full_logp.gather(-1, batch["response_ids"][:, :, None]).squeeze(-1)
 
 
-def logprobs(model: Any, batch: Batch, temperature: float) -> Tensor:
-    """Return the log-probability of each response token, [S, T] in nats."""
-    return of_drawn(distributions(model, batch, temperature), batch)
-
-
 def critic_values(critic: Any, batch: Batch) -> Tensor:
     """Return the critic's value of the state before each response token, [S, T]."""
     ids, before = sequences(batch)
@@ -277,7 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
             optimizer.param_groups[0]["lr"] = 2e-3 * (1 - step / options.warm_steps)
             prompts, responses, _ = zip(*draw.sample(data["train"], prompts_per_step), strict=True)
             batch = to_batch(prompts, responses)
-            logp = logprobs(model, batch, 1.0)
+            logp = of_drawn(distributions(model, batch, 1.0), batch)
             optimizer_step(model, optimizer, -logp[batch["response_mask"].bool()].mean(), 1.0)
 
         model.save_pretrained(folder)
