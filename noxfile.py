@@ -22,6 +22,11 @@ CONSTRAINTS = ROOT / "constraints.txt"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 UNFIT_FOR_CPU = ("torchvision", "torchaudio", "torchcodec", "triton")
 """CUDA builds that come along with vLLM and break the import of transformers beside a CPU build of torch."""
+VERL_NEEDS = (
+    "torch", "numpy", "transformers", "tensordict", "ray", "omegaconf", "codetiming", "torchdata", "datasets",
+    "pillow", "peft", "cachetools", "uvicorn", "fastapi", "orjson", "packaging",
+)  # fmt: skip
+"""What verl's algorithms import; all that verl asks for is for training with it."""
 WHAT_LANDED = """
 from importlib.metadata import files
 from importlib.resources import files as data
@@ -132,6 +137,18 @@ def bench(session: nox.Session) -> None:
     session.run(env / "python", "benchmarks/startup.py")
     session.run(env / "python", "benchmarks/algorithm_cost.py")
     session.run(env / "python", "benchmarks/race.py", "--trl-python", str(peer / "python"), *session.posargs)
+
+
+@nox.session
+def agreement(session: nox.Session) -> None:
+    """Hold the algorithms against verl and TRL on random inputs; write benchmarks/agreement.md."""
+    env = environment(session, "train", "-e", ".[train]")
+    trl = environment(session, "bench_trl", "trl==1.16.0")
+    verl = environment(session, "bench_verl", *VERL_NEEDS)
+    # Its own bounds on transformers and tensordict are older than these, and its algorithms do not need them.
+    session.run(verl / "python", "-m", "pip", "install", "--no-compile", "--no-deps", "verl==0.9.1")
+    peers = ("--verl-python", str(verl / "python"), "--trl-python", str(trl / "python"))
+    session.run(env / "python", "benchmarks/agreement.py", *peers, *session.posargs, env=ONE_THREAD)
 
 
 def environment(session: nox.Session, name: str, *packages: str, remove: Sequence[str] = ()) -> Path:
