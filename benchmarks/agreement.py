@@ -30,7 +30,8 @@ PER_TOKEN = ("advantages", "returns")
 INTRODUCTION = """# rlctl beside published implementations
 
 Each row calls a published function and rlctl's counterpart on the same random float32 inputs: {seeds} seeds for every
-setting. Losses are compared with their gradients, and under all aggregation modes where nothing else is said.
+setting. Losses are compared with their gradients, and under all aggregation modes where nothing else is said; metrics
+too, but for those of clip_cov, kl_cov, gmpo and bypass, where the same name has another meaning or denominator.
 A difference is the largest absolute one, and a share of the value where that is above 1; up to {bound:g} agrees.
 `usual` inputs have groups of 2 to 6 in any order, ragged responses and tool replies in between; `plain` have no tool
 replies, `empty` some responses without a token, `alone` groups of one, `level` equal scores within a group, `extreme`

@@ -237,6 +237,8 @@ def _verl() -> Iterator[Case]:
         reason=GMPO_EMPTY,
     )
     yield case("loss", "gmpo, aggregation", options=_loss("gmpo", {}, AGGREGATIONS[:1]), reason=GMPO_MODE)
+    weighted = _loss("gmpo", {}, ("seq-mean-token-mean",), weights=True)
+    yield case("loss", "gmpo, weights", options=weighted, reason=GMPO_WEIGHTS)
     yield case("loss", "sapo, aggregation", options=_loss("sapo", {}, AGGREGATIONS[:1]), reason=SAPO_MODE)
     for inputs in ("usual", "extreme"):
         yield case(
@@ -309,6 +311,7 @@ def _recipe() -> Iterator[Case]:
 OTB_TAIL = "the peer ends the common part at a number of tokens and not at a place, which tool replies move"
 GMPO_EMPTY = "a response without tokens has no part in the mean; the peer divides by all rows"
 GMPO_MODE = "the peer ignores the aggregation mode"
+GMPO_WEIGHTS = "importance weights multiply each token's loss, as in every other; the peer takes their geometric mean"
 SAPO_MODE = "the peer ignores the aggregation mode"
 KL_OF_SEQUENCE = "the controller's KL is of a sequence, as in arXiv:1909.08593; the peer's is the mean over its tokens"
 K1_SIDE = "bounds are of trainer over rollout, as those of the weights are; the peer's of rollout over trainer"
