@@ -24,6 +24,7 @@ LEAVES = {
     "prime_reward_loss": "reward_logp",
 }
 """The column by which a call's answer is differentiated."""
+MEAN_OF_SEQUENCES = "seq-mean-token-mean"
 VOCAB, TOP = 30, 6
 SPIKE = 80.0
 """Largest size of a log-ratio in `extreme` inputs, in nats."""
@@ -226,20 +227,20 @@ def _verl() -> Iterator[Case]:
         yield case("loss", name, options=options, inputs="extreme", reason=reason)
         yield case("loss", name, options=options, inputs="empty")
     for name, (loss, reason) in MEAN_OF_MEANS.items():
-        options = _loss(name, loss, ("seq-mean-token-mean",))
-        yield case("loss", name, options=options)
-        yield case("loss", name, options=options, inputs="extreme", reason=reason)
+        options = _loss(name, loss, (MEAN_OF_SEQUENCES,))
+        yield case("loss", f"{name}, {MEAN_OF_SEQUENCES}", options=options)
+        yield case("loss", f"{name}, {MEAN_OF_SEQUENCES}", options=options, inputs="extreme", reason=reason)
     yield case(
         "loss",
-        "gmpo",
-        options=_loss("gmpo", MEAN_OF_MEANS["gmpo"][0], ("seq-mean-token-mean",)),
+        f"gmpo, {MEAN_OF_SEQUENCES}",
+        options=_loss("gmpo", MEAN_OF_MEANS["gmpo"][0], (MEAN_OF_SEQUENCES,)),
         inputs="empty",
         reason=GMPO_EMPTY,
     )
-    yield case("loss", "gmpo, aggregation", options=_loss("gmpo", {}, AGGREGATIONS[:1]), reason=GMPO_MODE)
-    weighted = _loss("gmpo", {}, ("seq-mean-token-mean",), weights=True)
-    yield case("loss", "gmpo, weights", options=weighted, reason=GMPO_WEIGHTS)
-    yield case("loss", "sapo, aggregation", options=_loss("sapo", {}, AGGREGATIONS[:1]), reason=SAPO_MODE)
+    yield case("loss", "gmpo, token-mean", options=_loss("gmpo", {}, AGGREGATIONS[:1]), reason=GMPO_MODE)
+    weighted = _loss("gmpo", {}, (MEAN_OF_SEQUENCES,), weights=True)
+    yield case("loss", "gmpo, seq-mean-token-mean with weights", options=weighted, reason=GMPO_WEIGHTS)
+    yield case("loss", "sapo, token-mean", options=_loss("sapo", {}, AGGREGATIONS[:1]), reason=SAPO_MODE)
     for inputs in ("usual", "extreme"):
         yield case(
             "kl", options=tuple({"estimator": e} for e in ("k1", "k2", "k3", "abs", "k1+", "k3+")), inputs=inputs
@@ -288,11 +289,13 @@ def _trl() -> Iterator[Case]:
     for mode in AGGREGATIONS:
         if mode not in ("token-sum", "seq-mean-token-sum"):
             yield case("loss", f"clip, {mode}", options=loss_of("clip", clip, (mode,)))
-    yield case("loss", "clip with KL", options=loss_of("clip", clip, AGGREGATIONS[:1], kl_loss_coef=0.3))
-    yield case("loss", "gspo", options=loss_of("gspo", LOSSES["gspo"][0], ("seq-mean-token-mean",)))
-    yield case("loss", "cispo", options=loss_of("cispo", {"clip_low": 1.0, "clip_high": 0.2}, AGGREGATIONS[:1]))
+    yield case("loss", "clip with KL, token-mean", options=loss_of("clip", clip, AGGREGATIONS[:1], kl_loss_coef=0.3))
+    yield case("loss", f"gspo, {MEAN_OF_SEQUENCES}", options=loss_of("gspo", LOSSES["gspo"][0], (MEAN_OF_SEQUENCES,)))
+    yield case(
+        "loss", "cispo, token-mean", options=loss_of("cispo", {"clip_low": 1.0, "clip_high": 0.2}, AGGREGATIONS[:1])
+    )
     for name, (loss, _) in MEAN_OF_MEANS.items():
-        yield case("loss", name, options=loss_of(name, loss, ("seq-mean-token-mean",)))
+        yield case("loss", f"{name}, {MEAN_OF_SEQUENCES}", options=loss_of(name, loss, (MEAN_OF_SEQUENCES,)))
     yield case("full_kl")
 
 
