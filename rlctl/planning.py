@@ -15,6 +15,7 @@ from rlctl.machine import here
 from rlctl.workload import shape_of, workload_from_config
 from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import DOES_NOT_FIT, PREFLIGHT, UserError
+from rlctl_train.config.launch import Elsewhere, LaunchConfig
 
 USUAL_MACHINES = ("rtx4090:1", "a100-80gb:1", "h100-80gb:8", "h100-80gb:8x4", "h100-80gb:8x32")
 """From small to large: what is named to a host without accelerators."""
@@ -78,6 +79,21 @@ def hardware_named(spec: str | None) -> Hardware:
         return parse_hardware(spec)
     except ValueError as error:
         raise UserError(f"--hw {error}", "name it like h100-80gb:8x4 or cpu:2") from error
+
+
+def machine_of(config: LaunchConfig) -> Hardware:
+    """Return the machines that a run is launched on; unnamed ones are taken to be like this one."""
+    if not isinstance(config, Elsewhere):
+        return here()
+    if config.machine is None:
+        raise UserError(
+            f"launch.machine is unset, and launch.type={config.type} leads to other machines",
+            "say what they are, such as --gpus H100:8 --nodes 2, or launch.machine=cpu:4",
+        )
+    try:
+        return hardware_named(f"{config.machine}x{config.nodes}")
+    except UserError as error:
+        raise UserError(f"launch.machine={config.machine}: {error}", "name it like h100-80gb:8 or cpu:4") from error
 
 
 def _elsewhere(workload: Workload) -> list[str]:

@@ -84,12 +84,14 @@ def build(
 
 def vary(resolved: Resolved, changes: Iterable[Assignment]) -> Resolved:
     """Resolve a run once more with changes on top of all that was given for it."""
-    merge = _Merge()
     given = resolved.config.model_dump(mode="json", exclude_unset=True)
-    merge.layer(
-        replace(item, source=origin.source) if (origin := resolved.origins.get(item.key)) else item
-        for item in _walk_table(given, (), DEFAULT)
-    )
+    return reopen(given, {key: origin.source for key, origin in resolved.origins.items()}, changes)
+
+
+def reopen(values: Mapping[str, Any], sources: Mapping[str, str], changes: Iterable[Assignment] = ()) -> Resolved:
+    """Resolve a configuration that was resolved before, as plain values and their sources, with changes on top."""
+    merge = _Merge()
+    merge.layer(replace(item, source=sources.get(item.key, DEFAULT)) for item in _walk_table(values, (), DEFAULT))
     merge.layer(changes)
     return merge.finish()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,10 @@ class Run:
         except (KeyError, TypeError) as error:
             hint = "the run was started by another version of rlctl: use that one"
             raise UserError(f"{self.files.plan} is not a plan of this version: {error}", hint) from error
+
+    def origin(self) -> dict[str, Any]:
+        """Return where the values of the configuration came from; empty for a run that no command made."""
+        return read_json(self.files.origin) if self.files.origin.is_file() else {}
 
     def summary(self) -> dict[str, Any] | None:
         """Return the totals, or None before the end."""
@@ -128,6 +134,22 @@ def create(root: Path, name: str, *, config: Any, plan: Any, origin: Any) -> Run
     return Run(RunFiles(root / name))
 
 
+def amend(run: Run, *, config: Any, plan: Any, origin: Any) -> Path:
+    """Replace what drives a run, each file in one move; return the folder that keeps what it was before."""
+    files = run.files
+    number = 1 + len(list(files.history.glob("[0-9]*")))
+    kept, draft = files.history / str(number), files.history / f".{number}.tmp"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    for path in (files.config, files.plan, files.origin):
+        if path.is_file():
+            shutil.copy2(path, draft)
+    draft.rename(kept)
+    for path, data in ((files.plan, plan), (files.origin, origin), (files.config, config)):
+        write_json(path, data)
+    return kept
+
+
 def find(root: Path, name: str) -> Run:
     """Return the run of that name, or the run folder at that path."""
     for folder in (root / name, Path(name)):
@@ -145,9 +167,9 @@ def every(root: Path) -> list[Run]:
     return [Run(RunFiles(p)) for p in sorted(folders, key=lambda p: ((p / "config.json").stat().st_mtime, p.name))]
 
 
-def start(run: Run, order: Order) -> None:
-    """Have the launcher of the run's configuration start its driver; refuse while one runs or waits already."""
-    name = order.config.launch.type
+@contextlib.contextmanager
+def idle(run: Run) -> Iterator[None]:
+    """Hold a run of which nothing runs or waits; refuse it otherwise."""
     with run.files.lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -159,7 +181,13 @@ def start(run: Run, order: Order) -> None:
                 f"run {run.name!r} is already running ({job.launcher} {job.id} on {job.host})",
                 f"follow it with `rlctl runs logs -f {run.name}` or end it with `rlctl runs stop {run.name}`",
             )
-        write_json(run.files.driver, launchers.load(name).submit(order).to_json())
+        yield
+
+
+def start(run: Run, order: Order) -> None:
+    """Have the launcher of the run's configuration start its driver; refuse while one runs or waits already."""
+    with idle(run):
+        write_json(run.files.driver, launchers.load(order.config.launch.type).submit(order).to_json())
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -165,6 +165,61 @@ def test_a_detached_run_can_be_stopped_and_resumed(stand_in: Path, monkeypatch: 
     assert cli("runs", "logs", "long", "-n", "1")[1] == "hello from the driver\n"
 
 
+def test_a_resume_with_settings_says_what_changes_and_keeps_what_was(
+    stand_in: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    monkeypatch.setenv("STAND_IN", "wait")
+    cli("launch", "quickstart", "--name", "long", "--detach")
+    folder = stand_in / "long"
+    wait_for_the_driver(folder)
+    words = ("runs", "resume", "long", "--engine.max_tokens_per_micro_batch", "512")
+    assert cli(*words)[0] == 2, "it is running"
+    cli("runs", "stop", "long")
+    monkeypatch.setenv("STAND_IN", "")
+    before = (folder / "plan.json").read_text()
+    code, _, err = cli(*words, "--dry-run")
+    assert (code, "engine.max_tokens_per_micro_batch: null -> 512" in err) == (0, True)
+    assert (folder / "plan.json").read_text() == before and not (folder / "history").exists()
+    code, _, err = cli(*words)
+    assert (code, "done in" in err) == (0, True)
+    assert "as before: 64 prompt(s) x 8 response(s) a step, in 2 mini-batch(es)" in err
+    assert json.loads((folder / "plan.json").read_text())["max_tokens_per_micro_batch"] == 512
+    assert json.loads((folder / "config.json").read_text())["engine"]["max_tokens_per_micro_batch"] == 512
+    assert (folder / "history" / "1" / "plan.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["algo.group_size=4"], "changes what the run learns (it began with 8)"),
+        (["--hw", "h100-80gb:2"], "engine.compute_dtype=bfloat16, but the run has used float32"),
+        (["--hw", "cpu:4096"], "--hw cpu:4096 asks for 4096 x cpu, and this machine has"),
+        (["trainer.num_device=2"], "is not a setting"),
+        (["second"], "unexpected argument 'second'"),
+    ],
+)
+def test_a_resume_that_cannot_be_is_refused_before_anything_is_written(
+    stand_in: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli, words: list[str], what: str
+) -> None:
+    monkeypatch.setenv("STAND_IN", "crash")
+    cli("launch", "quickstart", "--name", "mine")
+    code, _, err = cli("runs", "resume", "mine", *words)
+    assert (code, what in err) == (2, True)
+    assert not (stand_in / "mine" / "history").exists()
+
+
+def test_a_resume_from_another_folder_plans_where_the_run_was_started(
+    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    monkeypatch.setenv("STAND_IN", "crash")
+    model_folder(tmp_path / "own", "config.json", "tokenizer.json", "model.safetensors")
+    cli("launch", "quickstart", "model.type=pretrained", "model.path=./own", "--name", "mine")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, _, err = cli("runs", "resume", "mine", "checkpoint.keep_last=5", "--dry-run")
+    assert (code, "checkpoint.keep_last: 2 -> 5" in err) == (0, True)
+
+
 def test_what_does_not_stop_is_said_and_can_be_killed(
     stand_in: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rlctl_hw.types import Hardware, Plan
+from rlctl_hw.types import Plan
 
 from rlctl import catalog, launchers, planning, render, rundir
 from rlctl.commands import _request, _show, _watch, doctor
@@ -17,7 +17,7 @@ from rlctl.commands._request import FREE, FilesOption, RequestArgument
 from rlctl.launchers.base import Launcher, Order
 from rlctl.render import OutputOption
 from rlctl_train.config.errors import PREFLIGHT, UserError
-from rlctl_train.config.launch import Elsewhere, LaunchConfig
+from rlctl_train.config.launch import Elsewhere
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -54,7 +54,7 @@ def launch(
     options = _request.options_of(ctx)
     # Which machine it is follows from the settings, and what a preset pins from the machine.
     asked = _request.read([*(words or ()), *flags], files, options=options, name_needed=not files, quiet=True)
-    hardware = _hardware(asked.resolved.config.launch)
+    hardware = planning.machine_of(asked.resolved.config.launch)
     device = planning.device_key(hardware)
     request = _request.read([*(words or ()), *flags], files, options=options, name_needed=not files, device=device)
     config, root = request.resolved.config, request.settings.runs_root()
@@ -100,21 +100,6 @@ def _settings(**flags: Any) -> Iterator[str]:
         yield f"launch.nodes={flags['nodes']}"
     if flags["spot"]:
         yield "launch.spot=true"
-
-
-def _hardware(config: LaunchConfig) -> Hardware:
-    """Return the machines that a run is launched on; unnamed ones are taken to be like this one."""
-    if not isinstance(config, Elsewhere):
-        return planning.hardware_named(None)
-    if config.machine is None:
-        raise UserError(
-            f"launch.machine is unset, and launch.type={config.type} leads to other machines",
-            "say what they are, such as --gpus H100:8 --nodes 2, or launch.machine=cpu:4",
-        )
-    try:
-        return planning.hardware_named(f"{config.machine}x{config.nodes}")
-    except UserError as error:
-        raise UserError(f"launch.machine={config.machine}: {error}", "name it like h100-80gb:8 or cpu:4") from error
 
 
 def _show_order(order: Order, launcher: Launcher, output: render.Output) -> None:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rlctl_hw.placing import num_present
+from rlctl_hw.types import Hardware
 
-from rlctl import compare, held, launchers, render, resolve, rundir, settings
-from rlctl.commands import _watch
+from rlctl import compare, held, launchers, planning, render, resolve, resuming, rundir, settings
+from rlctl.commands import _request, _watch
 from rlctl.commands._group import HelpfulGroup
+from rlctl.commands._request import FREE, HardwareOption
 from rlctl.follow import Tail, Watch, curves, metric_rows
 from rlctl.launchers.base import Order
+from rlctl.overrides import Assignment, parse_arguments
 from rlctl.render import OutputOption
 from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import FAILED, UserError
+from rlctl_train.config.launch import Elsewhere
 
 app = typer.Typer(cls=HelpfulGroup, rich_markup_mode=None, help="List, show, follow, stop, resume and compare runs.")
 
@@ -28,6 +35,14 @@ def _names() -> list[str]:
     return [run.name for run in rundir.every(settings.load().runs_root())]
 
 
+ResumeArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN [KEY=VALUE]...",
+        help="Name or folder of a run, then settings of where and how fast it trains; `null` unsets.",
+        autocompletion=_names,
+    ),
+]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name or folder of a run.", autocompletion=_names)]
 
 
@@ -130,20 +145,41 @@ def stop(
     render.say(f"killed {run.name}; `rlctl runs resume {run.name}` continues from its last checkpoint")
 
 
-@app.command()
+@app.command(context_settings=FREE)
 def resume(
-    name: RunArgument,
+    ctx: typer.Context,
+    words: ResumeArgument,
+    hw: HardwareOption = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once it runs.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, write and start nothing.")] = False,
 ) -> None:
-    """Continue a run where it was saved, with the configuration it was started with."""
-    run = _find(name)
+    """Continue a run where it was saved, also on other devices.
+
+    Where they have changed, its plan is made anew. Settings may say where and how fast it trains, not what it learns.
+
+    Example: rlctl runs resume first trainer.num_devices=2
+    """
+    arguments = parse_arguments(words, _request.options_of(ctx))
+    run = _find(arguments.one_name("the name of a run"))
     if run.status().state == "done":
         raise UserError(f"run {run.name!r} is done", f"look at it with `rlctl runs show {run.name}`")
-    job, config = run.job(), RunConfig.model_validate(run.config())
+    job = run.job()
     cwd = Path.cwd() if job is None else Path(job.cwd)
-    environment = _watch.environment(os.environ, settings.load())
-    rundir.start(run, Order(run.files.root, config, run.plan(), cwd, environment))
-    raise typer.Exit(_watch.hand_over(run, launchers.load(config.launch.type), detach=detach))
+    with rundir.idle(run):
+        resumed = _replanned(run, cwd, hw, arguments.overrides)
+        _say_changes(resumed)
+        environment = _watch.environment(os.environ, settings.load())
+        order = Order(run.files.root, resumed.config, resumed.plan, cwd, environment)
+        launcher = launchers.load(resumed.config.launch.type)
+        launcher.check(order)
+        if dry_run:
+            return
+        if resumed.changes:
+            config, plan = resumed.config.model_dump(mode="json"), resumed.plan.to_json()
+            kept = rundir.amend(run, config=config, plan=plan, origin=resumed.origin)
+            render.say(f"  what drove it so far is kept in {kept}")
+    rundir.start(run, order)
+    raise typer.Exit(_watch.hand_over(run, launcher, detach=detach))
 
 
 @app.command()
@@ -166,6 +202,41 @@ def diff(first: RunArgument, second: RunArgument, output: OutputOption = "text")
     if total_rows:
         render.text("")
         render.table(("TOTAL", *names), total_rows)
+
+
+def _replanned(run: rundir.Run, cwd: Path, hw: str | None, changes: Sequence[Assignment]) -> resuming.Resumption:
+    """Return how a run goes on, with relative paths meant from the folder in which it was started."""
+    named = None if hw is None else planning.hardware_named(hw)
+    with contextlib.chdir(cwd if cwd.is_dir() else Path.cwd()):
+        resumed = resuming.replan(run, named, changes)
+    if hw is not None and named is not None:
+        _check_has(hw, named, resumed.config)
+    return resumed
+
+
+def _check_has(hw: str, named: Hardware, config: RunConfig) -> None:
+    """Refuse a machine that the place of the run would not have."""
+    launch = config.launch
+    if isinstance(launch, Elsewhere):
+        way = "leave --hw out, and set launch.machine and launch.nodes"
+        raise UserError(f"--hw {hw}: launch.type={launch.type} goes to the machines that launch.machine names", way)
+    found = planning.hardware_named(None)
+    have, want = num_present(found), num_present(named)
+    if config.ray.to_join(os.environ) is None and (found.kind != named.kind or have < want):
+        raise UserError(
+            f"--hw {hw} asks for {want} x {named.kind}, and this machine has {have} x {found.kind}",
+            "leave --hw out to plan for this machine, or name a Ray cluster that has them: ray.address=HOST:PORT",
+        )
+
+
+def _say_changes(resumed: resuming.Resumption) -> None:
+    """Say what is other than before, and what each step still learns from."""
+    for line in resumed.changes:
+        render.say(f"  {line}")
+    if resumed.changes:
+        render.say(f"  as before: {resuming.global_batch(resumed.config)}")
+        for line in resumed.plan.notes:
+            render.note(line)
 
 
 def _show_held(rows: tuple[held.Held, ...]) -> None:

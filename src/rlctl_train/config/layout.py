@@ -21,6 +21,8 @@ class RunFiles:
     """What follows: rlctl_hw Plan."""
     origin = property(lambda self: self.root / "origin.json")
     """Where each value came from."""
+    history = property(lambda self: self.root / "history")
+    """What config, plan and origin were before a resume on another machine: 1/, 2/, ..."""
     status = property(lambda self: self.root / "status.json")
     """State, phase and step, rewritten as the run goes."""
     driver = property(lambda self: self.root / "driver.json")
