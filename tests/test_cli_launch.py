@@ -177,6 +177,8 @@ def test_a_resume_with_settings_says_what_changes_and_keeps_what_was(
     cli("runs", "stop", "long")
     monkeypatch.setenv("STAND_IN", "")
     before = (folder / "plan.json").read_text()
+    code, _, err = cli("runs", "resume", "long", "--dry-run")
+    assert (code, "its plan stays as it is" in err) == (0, True)
     code, _, err = cli(*words, "--dry-run")
     assert (code, "engine.max_tokens_per_micro_batch: null -> 512" in err) == (0, True)
     assert (folder / "plan.json").read_text() == before and not (folder / "history").exists()

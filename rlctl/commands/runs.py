@@ -231,12 +231,14 @@ def _check_has(hw: str, named: Hardware, config: RunConfig) -> None:
 
 def _say_changes(resumed: resuming.Resumption) -> None:
     """Say what is other than before, and what each step still learns from."""
+    if not resumed.changes:
+        render.say("the same machine and settings: its plan stays as it is")
+        return
     for line in resumed.changes:
         render.say(f"  {line}")
-    if resumed.changes:
-        render.say(f"  as before: {resuming.global_batch(resumed.config)}")
-        for line in resumed.plan.notes:
-            render.note(line)
+    render.say(f"  as before: {resuming.global_batch(resumed.config)}")
+    for line in resumed.plan.notes:
+        render.note(line)
 
 
 def _show_held(rows: tuple[held.Held, ...]) -> None:
