@@ -98,6 +98,8 @@ def doctor_page() -> str:
         "`skip` (nothing to look at), and every `warn` and `fail` names the way out. The exit code is 4 with any\n"
         "`fail`, else 0. `rlctl launch` first runs the checks marked below: it prints warnings, and stops with code 4\n"
         "at failures.\n\n"
+        "On machines elsewhere, every node runs them again before training, together with `planned_devices`,\n"
+        "`planned_precision`, `planned_versions` and `torch`: [launching.md](launching.md).\n\n"
         "Checks run side by side, each under its limit; one that hangs is told as such (`torch` and `reward` fail\n"
         "then, the others warn). Packages are imported in processes of their own, and vLLM at a launch only by a run\n"
         "that uses it. Values of variables whose names speak of tokens, keys or passwords are never printed.\n\n"

@@ -17,9 +17,11 @@ from typing import Any
 from rlctl_hw.types import Plan
 
 from rlctl import launchers
+from rlctl.farside.environment import environment_of
 from rlctl.launchers.base import Job, Order
 from rlctl.spelling import unknown
 from rlctl_train.config.errors import LAUNCH, UserError
+from rlctl_train.config.launch import Elsewhere
 from rlctl_train.config.layout import RunFiles, write_json
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -187,7 +189,18 @@ def idle(run: Run) -> Iterator[None]:
 def start(run: Run, order: Order) -> None:
     """Have the launcher of the run's configuration start its driver; refuse while one runs or waits already."""
     with idle(run):
+        if isinstance(order.config.launch, Elsewhere):
+            environment_of(order).pack(run.files.root)
+            shutil.rmtree(run.files.doctor, ignore_errors=True)
         write_json(run.files.driver, launchers.load(order.config.launch.type).submit(order).to_json())
+
+
+def give_up(run: Run, error: UserError) -> None:
+    """Write into the status why a run does not start, as its driver would."""
+    raw = read_json(run.files.status)
+    told = {"what": error.what, "remedy": error.remedy}
+    ended = {"state": "failed", "phase": "ended", "exit_code": error.exit_code, "error": told, "updated": time.time()}
+    write_json(run.files.status, raw | ended)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import socket
@@ -9,11 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests import runs
+from rlctl.farside.environment import environment_of
+from tests import farside_support, runs
 
 pytestmark = pytest.mark.slow
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -70,3 +73,22 @@ def test_an_address_where_no_cluster_is_gives_one_clear_line(tmp_path: Path) -> 
     files = runs.make_run(tmp_path / "run", ray={"address": "127.0.0.1:1", "start_timeout_s": 5})
     assert runs.run(files) == 5
     assert "127.0.0.1:1" in runs.status(files)["error"]["what"]
+
+
+def ask_cluster(address: str, root: Path, num_nodes: int) -> tuple[int, str]:
+    """Have the doctor ask the cluster for the nodes of a run; return its exit code and what it said of errors."""
+    made = farside_support.order(root=root)
+    run = farside_support.create(replace(made, plan=replace(made.plan, num_nodes=num_nodes)))
+    environment_of(made).pack(run.files.root)
+    command = [sys.executable, "-m", "rlctl.app", "doctor", "--run", str(root), "--cluster", address]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root.parent)
+    return done.returncode, done.stderr
+
+
+def test_the_doctor_asks_the_nodes_of_a_cluster_through_ray(tmp_path: Path, small_cluster: str) -> None:
+    assert ask_cluster(small_cluster, tmp_path / "one", 1) == (0, "")
+    report = json.loads((tmp_path / "one" / "doctor" / "node-0.json").read_text())
+    answers = {finding["name"]: finding["status"] for finding in report["findings"]}
+    assert (answers["planned_devices"], answers["planned_versions"]) == ("ok", "ok")
+    code, told = ask_cluster(small_cluster, tmp_path / "two", 2)
+    assert code == 4 and "planned for 2 nodes; no report of node 1" in told

@@ -15,9 +15,10 @@ from rlctl_hw.placing import num_present
 from rlctl_hw.types import Hardware
 
 from rlctl import compare, held, launchers, planning, render, resolve, resuming, rundir, settings
-from rlctl.commands import _request, _watch
+from rlctl.commands import _node_table, _request, _watch
 from rlctl.commands._group import HelpfulGroup
 from rlctl.commands._request import FREE, HardwareOption
+from rlctl.farside.report import reports
 from rlctl.follow import Tail, Watch, curves, metric_rows
 from rlctl.launchers.base import Order
 from rlctl.overrides import Assignment, parse_arguments
@@ -74,9 +75,10 @@ def show(name: RunArgument, output: OutputOption = "text") -> None:
     status = progress.status
     lines = metric_rows(run)
     rows = held.against(run.plan(), lines) if lines else ()
+    nodes = reports(run)
     if render.document(
         output, name=run.name, folder=str(run.files.root), status=asdict(status), summary=summary, curves=points,
-        prediction=held.to_json(rows),
+        prediction=held.to_json(rows), doctor=[report.to_json() for report in nodes],
     ):  # fmt: skip
         return
     facts: list[tuple[str, Any]] = [
@@ -95,6 +97,9 @@ def show(name: RunArgument, output: OutputOption = "text") -> None:
     if run.files.report.is_file():
         facts.append(("report", str(run.files.report)))
     render.table(("", ""), facts)
+    if nodes:
+        render.text("")
+        _node_table.show(nodes)
     _show_held(rows)
     render.plots(points)
     _watch.advise(run, status)

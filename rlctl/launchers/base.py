@@ -85,7 +85,10 @@ class Launcher(Protocol):
         ...
 
     def submit(self, order: Order) -> Job:
-        """Start the run's driver there, after `check`, in a folder that exists; raises UserError with exit code 5."""
+        """Start the run's driver there, after `check`, in a folder that exists; raises UserError with exit code 5.
+
+        Where the run goes elsewhere, `launch/` of the folder holds what its environment is made of (`rlctl.farside`).
+        """
         ...
 
     def status(self, run: Run) -> JobStatus:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from rlctl_train.config.base import Config
+from rlctl_train.config.launch_environment import EnvironmentConfig, SameEnvironment, WheelEnvironment
 
 
 class Launching(Config):
@@ -23,6 +24,8 @@ class Elsewhere(Launching):
     """One of the machines, as `DEVICE:COUNT` such as h100-80gb:8 or cpu:2; `--gpus` sets it."""
     nodes: PositiveInt = 1
     """How many of them; `--nodes` sets it."""
+    environment: EnvironmentConfig = SameEnvironment()
+    """The interpreter and packages there."""
 
 
 class LocalLaunch(Launching):
@@ -55,6 +58,8 @@ class CloudLaunch(Elsewhere):
     """Where, as SkyPilot names it: aws, gcp/us-central1, k8s, …; unset takes the cheapest that is set up."""
     spot: bool = False
     """Take machines that may be taken back, at a lower price; `--spot` sets it."""
+    environment: EnvironmentConfig = WheelEnvironment()
+    """The interpreter and packages there."""
 
 
 LaunchConfig = Annotated[LocalLaunch | RayLaunch | SlurmLaunch | CloudLaunch, Field(discriminator="type")]

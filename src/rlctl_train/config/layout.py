@@ -27,6 +27,12 @@ class RunFiles:
     """State, phase and step, rewritten as the run goes."""
     driver = property(lambda self: self.root / "driver.json")
     """Which launcher started the driver process, where, and as which process."""
+    launch = property(lambda self: self.root / "launch")
+    """What travels to other machines with the run."""
+    environment = property(lambda self: self.root / "launch" / "environment.json")
+    """The machines and versions that the run was planned with."""
+    doctor = property(lambda self: self.root / "doctor")
+    """What the doctor found on each node before training, one file a node."""
     lock = property(lambda self: self.root / ".lock")
     """Held while a driver is started: one driver per run."""
     driver_log = property(lambda self: self.root / "logs" / "driver.log")
