@@ -23,7 +23,7 @@ from pydantic_settings import (
 from rlctl.overrides import ENV_PREFIX, Assignment
 from rlctl.spelling import nearest
 from rlctl_train.config.errors import UserError
-from rlctl_train.config.trainer import CLUSTER_VARIABLE
+from rlctl_train.config.trainer import CLUSTER_VARIABLE, NODES_VARIABLE
 
 HOME_VARIABLE = "RLCTL_HOME"
 
@@ -84,7 +84,12 @@ def settings_file() -> Path:
 
 def reserved_variables() -> list[str]:
     """Return the RLCTL_* variables that are no settings of a run."""
-    return [HOME_VARIABLE, CLUSTER_VARIABLE, *(f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields)]
+    return [
+        HOME_VARIABLE,
+        CLUSTER_VARIABLE,
+        NODES_VARIABLE,
+        *(f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields),
+    ]
 
 
 def load() -> Settings:

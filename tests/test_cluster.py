@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from rlctl.farside.environment import environment_of
+from rlctl_train.config.trainer import CLUSTER_VARIABLE, NODES_VARIABLE
 from tests import farside_support, runs
 
 pytestmark = pytest.mark.slow
@@ -67,6 +68,18 @@ def test_a_run_on_an_existing_cluster_leaves_the_cluster_running(tmp_path: Path,
     for name in ("first", "second"):
         files = runs.make_run(tmp_path / name, ray={"address": small_cluster}, trainer={"num_steps": 1})
         assert runs.run(files) == 0, runs.log(files)
+
+
+def test_the_nodes_that_did_not_join_a_launchers_cluster_are_named(
+    tmp_path: Path, small_cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CLUSTER_VARIABLE, small_cluster)
+    monkeypatch.setenv(NODES_VARIABLE, "n1,n2")
+    files = runs.make_run(tmp_path / "run", ray={"start_timeout_s": 5})
+    assert runs.run(files) == 5
+    error = runs.status(files)["error"]
+    assert "2 of 2 nodes did not join" in error["what"] and "n1, n2" in error["what"]
+    assert "logs/ray-n1.log" in error["remedy"]
 
 
 def test_an_address_where_no_cluster_is_gives_one_clear_line(tmp_path: Path) -> None:

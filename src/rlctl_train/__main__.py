@@ -18,6 +18,7 @@ from pathlib import Path
 from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import FAILED, INTERRUPTED, OK, USAGE
 from rlctl_train.config.layout import RunFiles
+from rlctl_train.config.trainer import PROCESS_ENVIRONMENT
 from rlctl_train.status import Status
 
 UNSAVED = {"what": "stopped before it could save", "remedy": "resume continues from the last checkpoint"}
@@ -56,13 +57,8 @@ def main() -> int:
 
 
 def _set_environment(config: RunConfig) -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 starves workers beside the user's own jobs
-    # Threads that spin while they wait cost 15 times and more as soon as anything else runs on the same cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    for name, value in PROCESS_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     if config.ray.to_join(os.environ) is None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from rlctl_train.config.errors import LAUNCH, UserError
-from rlctl_train.config.trainer import RayConfig
+from rlctl_train.config.trainer import NODES_VARIABLE, RayConfig
 
 Resources = dict[str, float]
+POLL_S = 0.2
 
 
 def connect(config: RayConfig, *, needed: Resources, object_store_gib: float) -> str:
@@ -33,7 +35,13 @@ def connect(config: RayConfig, *, needed: Resources, object_store_gib: float) ->
             **quiet,
         )
     else:
+        deadline = time.monotonic() + config.start_timeout_s
+        nodes = os.environ.get(NODES_VARIABLE)
+        if nodes is not None:
+            _await_listener(address, deadline)
         context = _join(address, config.start_timeout_s, quiet)
+        if nodes is not None:
+            _await_nodes(nodes.split(","), deadline)
     _require(needed)
     return context.address_info["gcs_address"]
 
@@ -51,6 +59,34 @@ def _join(address: str, timeout_s: float, quiet: dict[str, Any]) -> Any:
             "ray.address",
             exit_code=LAUNCH,
         ) from error
+
+
+def _await_listener(address: str, deadline: float) -> None:
+    """Wait for the head of a cluster that is just being started; `_join` says what is wrong when it does not come."""
+    host, port = address.rsplit(":", 1)
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((host, int(port)), timeout=POLL_S).close()
+            return
+        except OSError:
+            time.sleep(POLL_S)
+
+
+def _await_nodes(names: Sequence[str], deadline: float) -> None:
+    """Wait until the nodes of a cluster that is just being started have joined it."""
+    while missing := [name for name in names if name not in _node_names()]:
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{len(missing)} of {len(names)} nodes did not join the Ray cluster within ray.start_timeout_s: "
+                f"{', '.join(missing)}",
+                f"read logs/ray-{missing[0]}.log of the run folder, or raise ray.start_timeout_s",
+                exit_code=LAUNCH,
+            )
+        time.sleep(POLL_S)
+
+
+def _node_names() -> set[str]:
+    return {node["NodeName"] for node in ray.nodes() if node["Alive"]}
 
 
 def _require(needed: Resources) -> None:

@@ -62,7 +62,9 @@ def lay_out(plan: Plan, config: RunConfig) -> Layout:
 def reserve(layout: Layout, *, timeout_s: float) -> PlacementGroup:
     """Reserve the bundles; raise when the cluster does not give them in time."""
     bundle = {"CPU": 1.0} | ({} if layout.device == "cpu" else {RESOURCE[layout.device]: 1.0})
-    group = placement_group([dict(bundle) for _ in range(layout.num_bundles)], strategy="PACK")
+    # Accelerators are packed onto as few nodes as hold them; CPUs are only counted, and would all come from one node.
+    strategy = "SPREAD" if layout.device == "cpu" else "PACK"
+    group = placement_group([dict(bundle) for _ in range(layout.num_bundles)], strategy=strategy)
     if not group.wait(timeout_seconds=timeout_s):
         free = ray.available_resources()
         raise UserError(

@@ -123,6 +123,22 @@ class SyncConfig(Config):
 CLUSTER_VARIABLE = "RLCTL_RAY_ADDRESS"
 """Variable in which a launcher names the cluster that it has started for this run, HOST:PORT."""
 
+NODES_VARIABLE = "RLCTL_RAY_NODES"
+"""Variable in which a launcher names the nodes of that cluster, by comma; the driver waits until all have joined."""
+PROCESS_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+}
+"""Set for Ray and the driver unless the person has set them.
+
+Ray's niceness of 15 starves workers beside the user's own jobs. Threads that spin while they wait cost 15 times and
+more as soon as anything else runs on the same cores.
+"""
+
 
 class RayConfig(Config):
     """The Ray cluster that carries the run."""
