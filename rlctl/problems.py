@@ -183,4 +183,7 @@ def _limits(kind: str, ctx: dict[str, Any], node: schema.Node | None) -> tuple[s
     if kind in ("too_short", "too_long"):
         count = ctx.get("min_length", ctx.get("max_length"))
         return "has the wrong number of entries", f"give {'at least' if kind == 'too_short' else 'at most'} {count}"
+    if kind == "value_error":
+        what, _, remedy = str(ctx["error"]).partition("; ")
+        return what, remedy
     return "cannot be read", f"give {node.type_text()}" if node is not None else "see `rlctl config schema`"

@@ -18,7 +18,7 @@ from rlctl_hw.types import Plan
 
 from rlctl import launchers
 from rlctl.farside.environment import environment_of
-from rlctl.launchers.base import Job, Order
+from rlctl.launchers.base import Job, JobStatus, Order
 from rlctl.spelling import unknown
 from rlctl_train.config.errors import LAUNCH, UserError
 from rlctl_train.config.launch import Elsewhere
@@ -94,9 +94,16 @@ class Run:
         standing = launchers.load(job.launcher).status(self)
         if standing.state == "queued":
             return replace(status, state="queued", phase=standing.detail)
+        if standing.state == "unknown":
+            return replace(status, phase=standing.detail)
         if standing.state == "ended" and status.state not in ENDED:
             return replace(status, state="lost")
         return status
+
+    def is_live(self) -> bool:
+        """Return whether its job waits, runs, or may do so where its launcher cannot be asked."""
+        job = self.job()
+        return job is not None and launchers.load(job.launcher).status(self).state != "ended"
 
 
 def auto_name(base: str) -> str:
@@ -178,7 +185,11 @@ def idle(run: Run) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"run {run.name!r} is being started by someone else", "wait a moment") from None
         job = run.job()
-        if job is not None and launchers.load(job.launcher).status(run).state != "ended":
+        standing = JobStatus("ended") if job is None else launchers.load(job.launcher).status(run)
+        if standing.state == "unknown":
+            what = f"nobody can say whether run {run.name!r} still runs: {standing.detail}"
+            raise UserError(what, "try again once that is mended", exit_code=LAUNCH)
+        if job is not None and standing.state != "ended":
             raise UserError(
                 f"run {run.name!r} is already running ({job.launcher} {job.id} on {job.host})",
                 f"follow it with `rlctl runs logs -f {run.name}` or end it with `rlctl runs stop {run.name}`",

@@ -50,6 +50,8 @@ def test_a_sound_config_has_no_problems() -> None:
         ("warm_start.mini_batches_per_step", {"warm_start": {"rows_per_step": 64, "mini_batches_per_step": 3}}),
         ("warm_start.optim.warmup_steps", {"warm_start": {"num_steps": 5, "optim": {"warmup_steps": 6}}}),
         ("data.min_operand", {"data": {"min_operand": 100}}),
+        ("launch.save_before_s", {"launch": {"type": "slurm", "time_limit": "0:02:00"}}),
+        ("ray.address", {"launch": {"type": "slurm"}, "ray": {"address": "head:6379"}}),
         ("reward", {"reward": None}),
         ("reward.type", {"reward": {"type": "gsm8k"}}),
         ("algo.aggregation_norm", {"algo": {"type": "grpo", "aggregation_norm": 5}}),

@@ -91,7 +91,10 @@ def _follow(run: Run, launcher: Launcher) -> int:
     with signals.caught(), view or contextlib.nullcontext():
         while True:
             if time.monotonic() >= ask_at:
-                standing, ask_at = launcher.status(run), time.monotonic() + launcher.poll_s
+                before, standing = standing, launcher.status(run)
+                ask_at = time.monotonic() + launcher.poll_s
+                if standing.state == "unknown" and before != standing:
+                    (view.say if view else render.say)(f"{standing.detail}; asking again")
                 launcher.fetch(run)
             ended = standing.state == "ended"
             rows = watch.poll()

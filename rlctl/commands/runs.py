@@ -117,7 +117,9 @@ def logs(
     seen = tail.lines()
     for line in seen if lines is None else seen[len(seen) - min(lines, len(seen)) :]:
         render.text(line)
-    while follow and run.status().state not in rundir.ENDED:
+    live = follow
+    while live:
+        live = run.is_live()
         time.sleep(LOG_POLL_S)
         for line in tail.lines():
             render.text(line)

@@ -4,28 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
-from rlctl_train.config.base import Config
-from rlctl_train.config.launch_environment import EnvironmentConfig, SameEnvironment, WheelEnvironment
-
-
-class Launching(Config):
-    """What every way of launching has."""
-
-    max_restarts: NonNegativeInt = 3
-    """How often a job goes back to its last checkpoint by itself after losing a worker or a node."""
-
-
-class Elsewhere(Launching):
-    """What every way of launching on other machines has."""
-
-    machine: str | None = None
-    """One of the machines, as `DEVICE:COUNT` such as h100-80gb:8 or cpu:2; `--gpus` sets it."""
-    nodes: PositiveInt = 1
-    """How many of them; `--nodes` sets it."""
-    environment: EnvironmentConfig = SameEnvironment()
-    """The interpreter and packages there."""
+from rlctl_train.config.launch_base import Elsewhere, Launching
+from rlctl_train.config.launch_environment import EnvironmentConfig, WheelEnvironment
+from rlctl_train.config.launch_slurm import SlurmLaunch
 
 
 class LocalLaunch(Launching):
@@ -40,14 +23,6 @@ class RayLaunch(Elsewhere):
     type: Literal["ray"] = "ray"
     address: str
     """Of the dashboard, such as http://127.0.0.1:8265; `--ray` sets it."""
-
-
-class SlurmLaunch(Elsewhere):
-    """Slurm: a batch job that starts Ray on its nodes. The run folder lies where every node sees it."""
-
-    type: Literal["slurm"] = "slurm"
-    partition: str | None = None
-    """Partition of the job; unset leaves it to Slurm."""
 
 
 class CloudLaunch(Elsewhere):

@@ -12,6 +12,7 @@ from typing import Any
 from rlctl_train.config.algo import DapoConfig, GdpoConfig, OtbConfig, SftConfig
 from rlctl_train.config.data import ArithmeticData
 from rlctl_train.config.distill import DistillConfig
+from rlctl_train.config.launch_slurm import SlurmLaunch
 from rlctl_train.config.model import RandomModel
 from rlctl_train.config.preference import SpinConfig, SppoConfig
 from rlctl_train.config.prime import PrimeConfig
@@ -464,11 +465,34 @@ def _divisors(number: int) -> str:
     return ", ".join(str(d) for d in range(1, min(number, 4096) + 1) if number % d == 0)
 
 
+@_relates("launch.save_before_s", "launch.time_limit")
+def _time_to_save(config: RunConfig) -> Iterator[Problem]:
+    """On Slurm launch.save_before_s is less than launch.time_limit."""
+    launch = config.launch
+    if isinstance(launch, SlurmLaunch) and (limit := launch.time_limit_s) is not None and limit <= launch.save_before_s:
+        yield Problem(
+            "launch.save_before_s", launch.save_before_s,
+            f"leaves nothing of launch.time_limit={launch.time_limit} ({limit} s) to work in",
+            "raise launch.time_limit, or lower launch.save_before_s to a little more than a step takes",
+        )  # fmt: skip
+
+
+@_relates("ray.address", "launch.type")
+def _one_cluster(config: RunConfig) -> Iterator[Problem]:
+    """On Slurm the job starts a Ray cluster of its own, and ray.address is unset."""
+    if isinstance(config.launch, SlurmLaunch) and config.ray.address is not None:
+        yield Problem(
+            "ray.address", config.ray.address,
+            "names a cluster, but with launch.type=slurm the job starts its own",
+            "unset ray.address with null, or launch with --local or --ray",
+        )  # fmt: skip
+
+
 RELATIONS = (
     _head_size, _key_value_heads, _reach, _adapters, _whole_distributions, _mini_batches, _sequence_a_device,
     _enough_problems,
     _warm_start_batches, _warm_start_schedule, _micro_batch, _operands, _scored, _answer_form, _one_supervision,
     _overlong_buffer, _reward_parts, _taught_task, _accuracies, _squares_of_the_trainer, _aggregation_norm,
     _corrects_something, _bypass_weights, _bypass_mean, _whole_responses,
-    _moving_reference, _placement, _whole_engines, _one_split, _schedule,
+    _moving_reference, _placement, _whole_engines, _one_split, _schedule, _time_to_save, _one_cluster,
 )  # fmt: skip
