@@ -85,18 +85,25 @@ class Run:
 
     def status(self) -> Status:
         """Return where the run stands: what it wrote, and what its launcher says of a job that waits or is gone."""
-        known = Status.__dataclass_fields__
-        raw = read_json(self.files.status)
-        status = Status(**{key: value for key, value in raw.items() if key in known})
-        job = self.job()
+        status, job = self._written(), self.job()
         if status.state == "done" or job is None:
             return status
-        standing = launchers.load(job.launcher).status(self)
+        launcher = launchers.load(job.launcher)
+        standing = launcher.status(self)
         if standing.state == "queued":
             return replace(status, state="queued", phase=standing.detail)
+        if standing.state == "unknown":
+            return replace(status, state="unknown", phase=standing.detail)
         if standing.state == "ended" and status.state not in ENDED:
-            return replace(status, state="lost")
+            launcher.fetch(self)
+            status = self._written()  # it may have ended after it was read
+            return status if status.state in ENDED else replace(status, state="lost")
         return status
+
+    def _written(self) -> Status:
+        known = Status.__dataclass_fields__
+        raw = read_json(self.files.status)
+        return Status(**{key: value for key, value in raw.items() if key in known})
 
 
 def auto_name(base: str) -> str:

@@ -51,7 +51,10 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name or folder 
 def list_runs(output: OutputOption = "text") -> None:
     """List the runs, the latest last."""
     root = settings.load().runs_root()
-    runs = [(run, run.status(), run.summary() or {}) for run in rundir.every(root)]
+    found = rundir.every(root)
+    for run in found:
+        launchers.fetch(run)
+    runs = [(run, run.status(), run.summary() or {}) for run in found]
     entries = [{"name": run.name, **asdict(status), "summary": summary} for run, status, summary in runs]
     if render.document(output, runs_dir=str(root), runs=entries):
         return
@@ -119,6 +122,7 @@ def logs(
         render.text(line)
     while follow and run.status().state not in rundir.ENDED:
         time.sleep(LOG_POLL_S)
+        launchers.fetch(run)
         for line in tail.lines():
             render.text(line)
 
@@ -272,7 +276,10 @@ def _range(low: float | None, high: float | None) -> str | None:
 
 
 def _find(name: str) -> rundir.Run:
-    return rundir.find(settings.load().runs_root(), name)
+    """Return a run as it stands now, wherever it writes."""
+    run = rundir.find(settings.load().runs_root(), name)
+    launchers.fetch(run)
+    return run
 
 
 def _age(updated: Any) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -21,7 +21,7 @@ class Elsewhere(Launching):
     """What every way of launching on other machines has."""
 
     machine: str | None = None
-    """One of the machines, as `DEVICE:COUNT` such as h100-80gb:8 or cpu:2; `--gpus` sets it."""
+    """One of the machines, as `DEVICE:COUNT` such as h100-80gb:8; `--gpus` sets it. Unset asks a Ray cluster."""
     nodes: PositiveInt = 1
     """How many of them; `--nodes` sets it."""
     environment: EnvironmentConfig = SameEnvironment()
@@ -40,6 +40,12 @@ class RayLaunch(Elsewhere):
     type: Literal["ray"] = "ray"
     address: str
     """Of the dashboard, such as http://127.0.0.1:8265; `--ray` sets it."""
+    folder: str | None = None
+    """Folder on the cluster for checkpoints and weights, which every node of the run sees; unset is ~/rlctl-runs."""
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
+    """More of Ray's runtime environment, such as `{"pip": [...]}`; never secrets, for Ray shows it to everybody."""
+    save_timeout_s: PositiveInt = 600
+    """Time a stopped run has for its step and for saving, in seconds; then Ray kills it."""
 
 
 class SlurmLaunch(Elsewhere):
