@@ -84,9 +84,12 @@ def show(name: RunArgument, output: OutputOption = "text") -> None:
         prediction=held.to_json(rows), doctor=[report.to_json() for report in nodes],
     ):  # fmt: skip
         return
+    job = run.job()
+    there = [] if job is None or "folder" not in job.facts else [("there", job.facts["folder"])]
     facts: list[tuple[str, Any]] = [
         ("run", run.name),
         ("folder", str(run.files.root)),
+        *there,
         ("state", status.state),
         ("phase", status.phase),
     ]

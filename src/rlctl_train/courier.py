@@ -26,6 +26,7 @@ ARRIVED = Path("run")
 EVERY_S = 1.0
 LARGEST_BYTES = 16 * 2**20
 SENT = ("status.json", "metrics.jsonl", "summary.json", "report.html", "curves.png", "samples/*", "logs/*")
+GROWING = (".jsonl", ".log")
 
 
 def main() -> int:
@@ -85,8 +86,9 @@ class Outbox:
             now, before = _stand(file), self._known.get(file)
             if now == before or now[1] > LARGEST_BYTES:
                 continue
-            grown = before is not None and now[0] == before[0] and now[1] > before[1]
-            offset = before[1] if before is not None and grown else 0
+            # The next file may get the number of the one it replaced: only what is written line by line can grow.
+            grows = before is not None and file.suffix in GROWING and now[0] == before[0] and now[1] > before[1]
+            offset = before[1] if before is not None and grows else 0
             with file.open("rb") as opened:
                 opened.seek(offset)
                 data = opened.read(now[1] - offset)
