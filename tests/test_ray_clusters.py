@@ -53,7 +53,8 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreign]:
     """A head with a dashboard and a token; its processes are one session, and end with it."""
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # Ray's sockets lie below: their paths must be short
     ports = free_ports(3)
-    flags = [f"--{name}={port}" for name, port in zip(("port", "dashboard-port", "dashboard-agent-listen-port"), ports)]
+    names = ("port", "dashboard-port", "dashboard-agent-listen-port")
+    flags = [f"--{name}={port}" for name, port in zip(names, ports, strict=True)]
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     log = (tmp_path_factory.mktemp("foreign") / "head.log").open("w")
     head = subprocess.Popen(
