@@ -93,7 +93,7 @@ class Run:
         if standing.state == "queued":
             return replace(status, state="queued", phase=standing.detail)
         if standing.state == "unknown":
-            return replace(status, state="unknown", phase=standing.detail)
+            return replace(status, phase=standing.detail)
         if standing.state == "ended" and status.state not in ENDED:
             launcher.fetch(self)
             status = self._written()  # it may have ended after it was read
@@ -199,7 +199,20 @@ def start(run: Run, order: Order) -> None:
         if isinstance(order.config.launch, Elsewhere):
             environment_of(order).pack(run.files.root)
             shutil.rmtree(run.files.doctor, ignore_errors=True)
-        write_json(run.files.driver, launchers.load(order.config.launch.type).submit(order).to_json())
+        with _forgotten_end(run):
+            write_json(run.files.driver, launchers.load(order.config.launch.type).submit(order).to_json())
+
+
+@contextlib.contextmanager
+def _forgotten_end(run: Run) -> Iterator[None]:
+    """Have a resumed run wait for its new driver: the old one's last status would say that it has ended."""
+    old = read_json(run.files.status)
+    write_json(run.files.status, old | {"state": "pending", "phase": "setup", "error": None, "exit_code": None})
+    try:
+        yield
+    except UserError:
+        write_json(run.files.status, old)
+        raise
 
 
 def give_up(run: Run, error: UserError) -> None:

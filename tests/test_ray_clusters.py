@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rlctl import app, rundir
+from rlctl import app, launchers, rundir
 from rlctl.launchers.ray_api import NoAnswer, dashboard_at
 from rlctl.rundir import Run
 from rlctl_train.config.layout import RunFiles
@@ -125,7 +125,7 @@ def at_step(run: Run, step: int) -> None:
     """Wait until a run works on `step`."""
 
     def is_there() -> bool:
-        app.run(["runs", "show", run.name])
+        launchers.fetch(run)
         status = run.status()
         log = run.files.driver_log
         assert status.state not in rundir.ENDED, log.read_text() if log.exists() else status
@@ -157,7 +157,7 @@ def gone(found: list[psutil.Process]) -> bool:
 def test_a_job_is_stopped_resumed_killed_and_resumed_to_its_end(
     foreign: Foreign, at_home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run = launch(at_home, "far", 400, "--ray", foreign.url, f"launch.folder={at_home.parent / 'there'}")
+    run = launch(at_home, "far", 4000, "--ray", foreign.url, f"launch.folder={at_home.parent / 'there'}")
     at_step(run, 3)
     driver = processes(run)
     assert app.run(["runs", "stop", "far"]) == 0
@@ -167,7 +167,7 @@ def test_a_job_is_stopped_resumed_killed_and_resumed_to_its_end(
     assert (folder / "checkpoints" / f"step_{saved:06d}").is_dir() and not run.files.checkpoints.exists()
     assert app.run(["runs", "resume", "far", "-d"]) == 0
     at_step(run, saved + 2)
-    assert app.run(["runs", "stop", "far", "--timeout", "0", "--force"]) == 0
+    launchers.load("ray").kill(run)
     assert ended(run) == "lost"
     shorter = json.loads(run.files.config.read_text())
     shorter["trainer"]["num_steps"] = run.status().step + 4
@@ -180,7 +180,7 @@ def test_a_job_is_stopped_resumed_killed_and_resumed_to_its_end(
 
 
 def test_two_private_runs_and_a_foreign_cluster_do_not_disturb_each_other(foreign: Foreign, at_home: Path) -> None:
-    first, second = launch(at_home, "first", 12), launch(at_home, "second", 400)
+    first, second = launch(at_home, "first", 12), launch(at_home, "second", 4000)
     at_step(second, 2)
     below = processes(second)
     listening = {c.laddr.port for process in below for c in process.net_connections() if c.status == "LISTEN"}
@@ -201,6 +201,7 @@ def test_a_private_run_that_loses_its_head_or_its_raylet_ends_and_resumes(
         everything += found
         named(found, victim).kill()
         assert ended(run) == state
+        wait_for(lambda found=found: gone(found[:1]), "the driver is still there")
         assert said in run.files.driver_log.read_text()
         capfd.readouterr()
         app.run(["runs", "show", "near"])

@@ -222,7 +222,7 @@ def test_a_kill_is_a_job_beside_it_on_the_same_node(cluster: Cluster, at_home: P
     assert killer["entrypoint_resources"] == {"node:10.0.0.7": 0.001}
 
 
-def test_a_driver_that_left_no_word_is_lost_and_a_cluster_that_is_away_is_unknown(
+def test_a_driver_that_left_no_word_is_lost_and_a_cluster_that_is_away_is_said(
     cluster: Cluster, at_home: Path, cli: Cli
 ) -> None:
     cli("launch", "quickstart", "--ray", cluster.url, "--name", "far", "-d", "-y")
@@ -231,7 +231,7 @@ def test_a_driver_that_left_no_word_is_lost_and_a_cluster_that_is_away_is_unknow
     address = run.job().facts["address"]  # type: ignore[union-attr]
     driver = json.loads(run.files.driver.read_text())
     run.files.driver.write_text(json.dumps(driver | {"facts": driver["facts"] | {"address": "http://127.0.0.1:1"}}))
-    assert run.status().state == "unknown" and "does not answer" in run.status().phase
+    assert run.status().state == "pending" and "does not answer" in run.status().phase
     run.files.driver.write_text(json.dumps(driver | {"facts": driver["facts"] | {"address": address}}))
     cluster.logs[name] = pack("status.json", 0, b'{"state": "running", "step": 1}')
     job |= {"status": "FAILED", "driver_exit_code": 137, "message": "killed\nmore"}

@@ -17,7 +17,8 @@ from rlctl.commands._request import FREE, FilesOption, RequestArgument
 from rlctl.launchers.base import Launcher, Order
 from rlctl.render import OutputOption
 from rlctl_train.config.errors import PREFLIGHT, UserError
-from rlctl_train.config.launch import Elsewhere, LaunchConfig
+from rlctl_train.config.launch import LaunchConfig
+from rlctl_train.config.launch_base import Elsewhere
 
 app = typer.Typer(rich_markup_mode=None)
 

@@ -22,7 +22,7 @@ from rlctl.launchers.base import Job, JobStatus, Order
 from rlctl.launchers.ray_api import Missing, NoAnswer, dashboard_at, unreachable
 from rlctl.rundir import Run, read_json
 from rlctl_train.config.errors import UserError
-from rlctl_train.config.launch import RayLaunch
+from rlctl_train.config.launch_ray import RayLaunch
 from rlctl_train.config.layout import RunFiles, write_json
 from rlctl_train.config.parcel import unpack
 
@@ -72,7 +72,7 @@ class RayLauncher:
     def preview(self, order: Order) -> dict[str, str]:
         """Return the job as it would be submitted, and the files that would be uploaded."""
         request = _request(order, package="_ray_pkg_CONTENT.zip", suffix="RANDOM", folder=None)
-        files = [*ray_upload.contents(order), "run/config.json", "run/plan.json", "run/origin.json"]
+        files = [*ray_upload.contents(order), *(f"run/{name}" for name in ray_upload.RUN_FILES)]
         return {f"job to {_config(order).address}": json.dumps(request, indent=2), "upload": "\n".join(files)}
 
     def submit(self, order: Order) -> Job:
@@ -89,7 +89,6 @@ class RayLauncher:
             dashboard.submit(request)
         except (NoAnswer, Missing) as error:
             raise unreachable(error) from error
-        _forget_the_end(files)
         facts = {
             "address": config.address,
             "folder": request["metadata"]["folder"],
@@ -191,12 +190,6 @@ def _request(order: Order, *, package: str, suffix: str, folder: str | None) -> 
         "runtime_env": more | {"working_dir": f"gcs://{package}", "env_vars": variables},
         "metadata": {"run": order.name, "folder": folder},
     }
-
-
-def _forget_the_end(files: RunFiles) -> None:
-    """Have a resumed run wait for its new driver: the old one's last status would say that it has ended."""
-    old = read_json(files.status)
-    write_json(files.status, old | {"state": "pending", "phase": "setup", "error": None, "exit_code": None})
 
 
 def _ask(job: Job) -> JobStatus:

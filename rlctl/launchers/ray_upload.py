@@ -15,6 +15,7 @@ from rlctl_train.config.errors import UserError
 from rlctl_train.config.model import PretrainedModel
 from rlctl_train.config.reward import CustomReward, SumReward
 
+RUN_FILES = ("config.json", "plan.json", "origin.json")
 LARGEST_MIB = 100
 MEMBER_TIME = (1980, 1, 1, 0, 0, 0)
 """The same content makes the same archive, and the same name."""
@@ -50,7 +51,7 @@ def contents(order: Order) -> dict[str, Path]:
 def archive(order: Order) -> bytes:
     """Return the zip archive that the job starts in; the run folder exists."""
     files = {name: file.read_bytes() for name, file in contents(order).items()}
-    files |= {f"run/{name}": (order.root / name).read_bytes() for name in ("config.json", "plan.json", "origin.json")}
+    files |= {f"run/{name}": (order.root / name).read_bytes() for name in RUN_FILES}
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as into:
         for name, data in sorted(files.items()):

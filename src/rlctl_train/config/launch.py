@@ -2,50 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
-from rlctl_train.config.base import Config
-from rlctl_train.config.launch_environment import EnvironmentConfig, SameEnvironment, WheelEnvironment
-
-
-class Launching(Config):
-    """What every way of launching has."""
-
-    max_restarts: NonNegativeInt = 3
-    """How often a job goes back to its last checkpoint by itself after losing a worker or a node."""
-
-
-class Elsewhere(Launching):
-    """What every way of launching on other machines has."""
-
-    machine: str | None = None
-    """One of the machines, as `DEVICE:COUNT` such as h100-80gb:8; `--gpus` sets it. Unset asks a Ray cluster."""
-    nodes: PositiveInt = 1
-    """How many of them; `--nodes` sets it."""
-    environment: EnvironmentConfig = SameEnvironment()
-    """The interpreter and packages there."""
+from rlctl_train.config.launch_base import Elsewhere, Launching
+from rlctl_train.config.launch_environment import EnvironmentConfig, WheelEnvironment
+from rlctl_train.config.launch_ray import RayLaunch
 
 
 class LocalLaunch(Launching):
     """This machine."""
 
     type: Literal["local"] = "local"
-
-
-class RayLaunch(Elsewhere):
-    """A Ray cluster that runs already, by job submission."""
-
-    type: Literal["ray"] = "ray"
-    address: str
-    """Of the dashboard, such as http://127.0.0.1:8265; `--ray` sets it."""
-    folder: str | None = None
-    """Folder on the cluster for checkpoints and weights, which every node of the run sees; unset is ~/rlctl-runs."""
-    runtime_env: dict[str, Any] = Field(default_factory=dict)
-    """More of Ray's runtime environment, such as `{"pip": [...]}`; never secrets, for Ray shows it to everybody."""
-    save_timeout_s: PositiveInt = 600
-    """Time a stopped run has for its step and for saving, in seconds; then Ray kills it."""
 
 
 class SlurmLaunch(Elsewhere):
