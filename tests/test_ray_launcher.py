@@ -153,6 +153,7 @@ def test_a_dry_run_shows_the_job_and_uploads_nothing(cluster: Cluster, at_home: 
         (["--gpus", "H100:8"], 5, "has 0 GPU, but the run asks for"),
         (["--nodes", "2", "launch.folder=/shared"], 5, "has 1 node(s), but the run asks for 2"),
         (["--nodes", "2"], 2, "launch.folder is unset"),
+        (["launch.environment.type=wheel"], 2, "has its interpreter already"),
         (["ray.address=127.0.0.1:6379"], 2, "name two clusters"),
         (["reward.path=my.py:score"], 2, "reward.path=my.py: there is no such file"),
     ],

@@ -22,13 +22,14 @@ from rlctl.launchers.base import Job, JobStatus, Order
 from rlctl.launchers.ray_api import Missing, NoAnswer, dashboard_at, unreachable
 from rlctl.rundir import Run, read_json
 from rlctl_train.config.errors import UserError
+from rlctl_train.config.launch_environment import SameEnvironment
 from rlctl_train.config.launch_ray import RayLaunch
 from rlctl_train.config.layout import RunFiles, write_json
 from rlctl_train.config.parcel import unpack
 
 NAME = "ray"
 FOLDER = "~/rlctl-runs"
-COURIER = "python -m rlctl_train.courier"
+COURIER = "-m rlctl_train.courier"
 STOP_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 """In which Ray reads how long a stopped job may take; its own default is 3 s."""
 LAST_WORD = "ray_job.json"
@@ -66,6 +67,11 @@ class RayLauncher:
                 f"launch.folder is unset, and {order.plan.num_nodes} nodes write their checkpoints together",
                 "name a folder that every node sees, such as launch.folder=/shared/rlctl-runs",
             )
+        if not isinstance(config.environment, SameEnvironment):
+            raise UserError(
+                f"launch.environment.type={config.environment.type}: a Ray cluster has its interpreter already",
+                "install rlctl on its nodes, or add packages by launch.runtime_env, and unset launch.environment",
+            )
         ray_upload.contents(order)
         ray_size.require(order.plan, order.config, nodes(config), config.address)
 
@@ -92,6 +98,7 @@ class RayLauncher:
         facts = {
             "address": config.address,
             "folder": request["metadata"]["folder"],
+            "python": _python(config),
             "log_bytes": files.driver_log.stat().st_size if files.driver_log.is_file() else 0,
         }
         return Job(NAME, request["submission_id"], socket.gethostname(), str(order.cwd), time.time(), facts)
@@ -148,7 +155,7 @@ class RayLauncher:
         try:
             node = dashboard.job(job.id).get("driver_agent_http_address")
             request: dict[str, Any] = {
-                "entrypoint": f"exec {COURIER} kill {shlex.quote(job.facts['folder'])}",
+                "entrypoint": f"exec {job.facts['python']} {COURIER} kill {shlex.quote(job.facts['folder'])}",
                 "submission_id": f"{job.id}-kill-{secrets.token_hex(2)}",
             }
             if node:
@@ -178,6 +185,12 @@ def _config(order: Order) -> RayLaunch:
     return order.config.launch
 
 
+def _python(config: RayLaunch) -> str:
+    """Return the interpreter on the cluster, as a shell has it: by default the one its own processes find."""
+    assert isinstance(config.environment, SameEnvironment)
+    return shlex.quote(config.environment.python or "python")
+
+
 def _request(order: Order, *, package: str, suffix: str, folder: str | None) -> dict[str, Any]:
     """Return the job as Ray takes it; `folder` is that of an earlier job of the run."""
     config = _config(order)
@@ -185,7 +198,7 @@ def _request(order: Order, *, package: str, suffix: str, folder: str | None) -> 
     more = config.runtime_env
     variables = {STOP_VARIABLE: str(config.save_timeout_s)} | more.get("env_vars", {})
     return {
-        "entrypoint": f"exec {COURIER} run {shlex.quote(folder)}",
+        "entrypoint": f"exec {_python(config)} {COURIER} run {shlex.quote(folder)}",
         "submission_id": f"rlctl-{order.name}-{suffix}",
         "runtime_env": more | {"working_dir": f"gcs://{package}", "env_vars": variables},
         "metadata": {"run": order.name, "folder": folder},
