@@ -76,7 +76,8 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreign]:
 
 
 @pytest.fixture(autouse=True)
-def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def at_home(foreign: Foreign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for runs; what a failed test leaves running in it is killed."""
     monkeypatch.setenv("RLCTL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("RLCTL_RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.chdir(tmp_path)
@@ -88,7 +89,9 @@ def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "telemetry": {"trackers": []},
     }
     (tmp_path / "tiny.json").write_text(json.dumps(config))
-    return tmp_path / "runs"
+    yield tmp_path / "runs"
+    for run in rundir.every(tmp_path / "runs"):
+        launchers.load(run.config()["launch"]["type"]).kill(run)
 
 
 def free_ports(count: int) -> list[int]:
