@@ -11,6 +11,7 @@ from rlctl_hw.probe import parse_hardware
 from rlctl_hw.search import fits
 from rlctl_hw.types import DoesNotFit, Hardware, Plan, Workload
 
+from rlctl import launchers
 from rlctl.machine import here
 from rlctl.workload import shape_of, workload_from_config
 from rlctl_train.config import RunConfig
@@ -85,15 +86,16 @@ def machine_of(config: LaunchConfig) -> Hardware:
     """Return the machines that a run is launched on; unnamed ones are taken to be like this one."""
     if not isinstance(config, Elsewhere):
         return here()
-    if config.machine is None:
+    machine = config.machine or launchers.machine_of(config)
+    if machine is None:
         raise UserError(
             f"launch.machine is unset, and launch.type={config.type} leads to other machines",
             "say what they are, such as --gpus H100:8 --nodes 2, or launch.machine=cpu:4",
         )
     try:
-        return hardware_named(f"{config.machine}x{config.nodes}")
+        return hardware_named(f"{machine}x{config.nodes}")
     except UserError as error:
-        raise UserError(f"launch.machine={config.machine}: {error}", "name it like h100-80gb:8 or cpu:4") from error
+        raise UserError(f"launch.machine={machine}: {error}", "name it like h100-80gb:8 or cpu:4") from error
 
 
 def _elsewhere(workload: Workload) -> list[str]:

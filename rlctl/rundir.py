@@ -85,25 +85,30 @@ class Run:
 
     def status(self) -> Status:
         """Return where the run stands: what it wrote, and what its launcher says of a job that waits or is gone."""
-        known = Status.__dataclass_fields__
-        raw = read_json(self.files.status)
-        status = Status(**{key: value for key, value in raw.items() if key in known})
-        job = self.job()
+        status, job = self._written(), self.job()
         if status.state == "done" or job is None:
             return status
-        standing = launchers.load(job.launcher).status(self)
+        launcher = launchers.load(job.launcher)
+        standing = launcher.status(self)
         if standing.state == "queued":
             return replace(status, state="queued", phase=standing.detail)
         if standing.state == "unknown":
             return replace(status, phase=standing.detail)
         if standing.state == "ended" and status.state not in ENDED:
-            return replace(status, state="lost")
+            launcher.fetch(self)
+            status = self._written()  # it may have ended after it was read
+            return status if status.state in ENDED else replace(status, state="lost")
         return status
 
     def is_live(self) -> bool:
         """Return whether its job waits, runs, or may do so where its launcher cannot be asked."""
         job = self.job()
         return job is not None and launchers.load(job.launcher).status(self).state != "ended"
+
+    def _written(self) -> Status:
+        known = Status.__dataclass_fields__
+        raw = read_json(self.files.status)
+        return Status(**{key: value for key, value in raw.items() if key in known})
 
 
 def auto_name(base: str) -> str:
@@ -203,7 +208,20 @@ def start(run: Run, order: Order) -> None:
         if isinstance(order.config.launch, Elsewhere):
             environment_of(order).pack(run.files.root)
             shutil.rmtree(run.files.doctor, ignore_errors=True)
-        write_json(run.files.driver, launchers.load(order.config.launch.type).submit(order).to_json())
+        with _forgotten_end(run):
+            write_json(run.files.driver, launchers.load(order.config.launch.type).submit(order).to_json())
+
+
+@contextlib.contextmanager
+def _forgotten_end(run: Run) -> Iterator[None]:
+    """Have a resumed run wait for its new driver: the old one's last status would say that it has ended."""
+    old = read_json(run.files.status)
+    write_json(run.files.status, old | {"state": "pending", "phase": "setup", "error": None, "exit_code": None})
+    try:
+        yield
+    except UserError:
+        write_json(run.files.status, old)
+        raise
 
 
 def give_up(run: Run, error: UserError) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import socket
 from pathlib import Path
@@ -143,11 +144,15 @@ def test_a_job_of_another_version_is_named(tmp_path: Path) -> None:
 class Told:
     """A launcher that says what it is told to."""
 
-    def __init__(self, standing: JobStatus) -> None:
-        self.standing = standing
+    def __init__(self, standing: JobStatus, last: str | None = None) -> None:
+        self.standing, self.last = standing, last
 
     def status(self, run: rundir.Run) -> JobStatus:
         return self.standing
+
+    def fetch(self, run: rundir.Run) -> None:
+        if self.last is not None:
+            run.files.status.write_text(json.dumps({"state": self.last}))
 
 
 @pytest.mark.parametrize(
@@ -172,6 +177,13 @@ def test_a_run_stands_where_its_job_does(
     monkeypatch.setattr(launchers, "load", lambda name: Told(standing))
     assert run.status().state == state
     assert state != "queued" or run.status().phase == standing.detail
+
+
+def test_a_run_that_ended_while_it_was_looked_at_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(tmp_path, state="running")
+    set_driver(run, pid=1, started=0)
+    monkeypatch.setattr(launchers, "load", lambda name: Told(JobStatus("ended"), last="stopped"))
+    assert run.status().state == "stopped"
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -147,6 +147,7 @@ class _Signals:
                 self._kill_at = time.monotonic() + KILL_AFTER_S
         if self._kill_at is not None and time.monotonic() > self._kill_at:
             self._launcher.kill(self._run)
+            self._kill_at = time.monotonic() + KILL_AFTER_S  # a launcher far away takes its time
         return line
 
     def _note(self, number: int, frame: Any) -> None:

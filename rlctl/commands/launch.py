@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rlctl_hw.types import Plan
+from rlctl_hw.types import Hardware, Plan
 
 from rlctl import catalog, launchers, planning, render, rundir
 from rlctl.commands import _request, _show, _watch, doctor
@@ -17,7 +17,8 @@ from rlctl.commands._request import FREE, FilesOption, RequestArgument
 from rlctl.launchers.base import Launcher, Order
 from rlctl.render import OutputOption
 from rlctl_train.config.errors import PREFLIGHT, UserError
-from rlctl_train.config.launch import Elsewhere
+from rlctl_train.config.launch import LaunchConfig
+from rlctl_train.config.launch_base import Elsewhere
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -56,6 +57,7 @@ def launch(
     asked = _request.read([*(words or ()), *flags], files, options=options, name_needed=not files, quiet=True)
     hardware = planning.machine_of(asked.resolved.config.launch)
     device = planning.device_key(hardware)
+    _say_machine(asked.resolved.config.launch, hardware)
     request = _request.read([*(words or ()), *flags], files, options=options, name_needed=not files, device=device)
     config, root = request.resolved.config, request.settings.runs_root()
     launcher = launchers.load(config.launch.type)
@@ -100,6 +102,14 @@ def _settings(**flags: Any) -> Iterator[str]:
         yield f"launch.nodes={flags['nodes']}"
     if flags["spot"]:
         yield "launch.spot=true"
+
+
+def _say_machine(config: LaunchConfig, hardware: Hardware) -> None:
+    """Say which machine was found where nobody named one and it is not this one."""
+    if isinstance(config, Elsewhere) and config.machine is None:
+        count = hardware.cpu_cores if hardware.kind == "cpu" else len(hardware.devices)
+        found = f"{planning.device_key(hardware) or hardware.kind}:{count}"
+        render.note(f"launch.machine is unset: planned for what is there, {found}")
 
 
 def _show_order(order: Order, launcher: Launcher, output: render.Output) -> None:

@@ -51,7 +51,10 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name or folder 
 def list_runs(output: OutputOption = "text") -> None:
     """List the runs, the latest last."""
     root = settings.load().runs_root()
-    runs = [(run, run.status(), run.summary() or {}) for run in rundir.every(root)]
+    found = rundir.every(root)
+    for run in found:
+        launchers.fetch(run)
+    runs = [(run, run.status(), run.summary() or {}) for run in found]
     entries = [{"name": run.name, **asdict(status), "summary": summary} for run, status, summary in runs]
     if render.document(output, runs_dir=str(root), runs=entries):
         return
@@ -81,9 +84,12 @@ def show(name: RunArgument, output: OutputOption = "text") -> None:
         prediction=held.to_json(rows), doctor=[report.to_json() for report in nodes],
     ):  # fmt: skip
         return
+    job = run.job()
+    there = [] if job is None or "folder" not in job.facts else [("there", job.facts["folder"])]
     facts: list[tuple[str, Any]] = [
         ("run", run.name),
         ("folder", str(run.files.root)),
+        *there,
         ("state", status.state),
         ("phase", status.phase),
     ]
@@ -121,6 +127,7 @@ def logs(
     while live:
         live = run.is_live()
         time.sleep(LOG_POLL_S)
+        launchers.fetch(run)
         for line in tail.lines():
             render.text(line)
 
@@ -274,7 +281,10 @@ def _range(low: float | None, high: float | None) -> str | None:
 
 
 def _find(name: str) -> rundir.Run:
-    return rundir.find(settings.load().runs_root(), name)
+    """Return a run as it stands now, wherever it writes."""
+    run = rundir.find(settings.load().runs_root(), name)
+    launchers.fetch(run)
+    return run
 
 
 def _age(updated: Any) -> str:

@@ -62,6 +62,8 @@ def _set_environment(config: RunConfig) -> None:
     if config.ray.to_join(os.environ) is None:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        # A private head never comes back: what has lost it need not wait a minute for it.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
 
 
 if __name__ == "__main__":

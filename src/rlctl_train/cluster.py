@@ -6,9 +6,11 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Sequence
+from functools import partialmethod
 from typing import Any
 
 import ray
+from ray._private.parameter import RayParams
 from ray.exceptions import RayError
 
 from rlctl_train.config.errors import LAUNCH, UserError
@@ -26,6 +28,7 @@ def connect(config: RayConfig, *, needed: Resources, object_store_gib: float) ->
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "rlctl"}
     address = config.to_join(os.environ)
     if address is None:
+        _leave_the_usual_port_free()
         context: Any = ray.init(
             address="local",
             include_dashboard=False,
@@ -44,6 +47,16 @@ def connect(config: RayConfig, *, needed: Resources, object_store_gib: float) ->
             _await_nodes(nodes.split(","), deadline)
     _require(needed)
     return context.address_info["gcs_address"]
+
+
+def _leave_the_usual_port_free() -> None:
+    """Have the private cluster's agent take any free port.
+
+    Ray gives every cluster's agent 52365, and one that is started later and finds it taken accepts no jobs. `ray.init`
+    has no argument for it, as `ray start` has.
+    """
+    own_port = partialmethod(RayParams.__init__, dashboard_agent_listen_port=0)
+    RayParams.__init__ = own_port  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _join(address: str, timeout_s: float, quiet: dict[str, Any]) -> Any:

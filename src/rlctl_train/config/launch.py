@@ -8,6 +8,7 @@ from pydantic import Field
 
 from rlctl_train.config.launch_base import Elsewhere, Launching
 from rlctl_train.config.launch_environment import EnvironmentConfig, WheelEnvironment
+from rlctl_train.config.launch_ray import RayLaunch
 from rlctl_train.config.launch_slurm import SlurmLaunch
 
 
@@ -15,14 +16,6 @@ class LocalLaunch(Launching):
     """This machine."""
 
     type: Literal["local"] = "local"
-
-
-class RayLaunch(Elsewhere):
-    """A Ray cluster that runs already, by job submission."""
-
-    type: Literal["ray"] = "ray"
-    address: str
-    """Of the dashboard, such as http://127.0.0.1:8265; `--ray` sets it."""
 
 
 class CloudLaunch(Elsewhere):

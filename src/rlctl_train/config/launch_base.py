@@ -19,7 +19,7 @@ class Elsewhere(Launching):
     """What every way of launching on other machines has."""
 
     machine: str | None = None
-    """One of the machines, as `DEVICE:COUNT` such as h100-80gb:8 or cpu:2; `--gpus` sets it."""
+    """One of the machines, as `DEVICE:COUNT` such as h100-80gb:8; `--gpus` sets it. Unset asks a Ray cluster."""
     nodes: PositiveInt = 1
     """How many of them; `--nodes` sets it."""
     environment: EnvironmentConfig = SameEnvironment()
