@@ -20,6 +20,7 @@ from rlctl_train.config.algo import SftConfig
 from rlctl_train.config.layout import RunFiles, write_json
 from rlctl_train.config.trainer import TrainerConfig, ValidationConfig, WarmStartConfig
 from rlctl_train.controller import Controller
+from rlctl_train.crew import Crew
 from rlctl_train.data.loader import PromptLoader, PromptRow
 from rlctl_train.placement import lay_out
 from rlctl_train.prepare import Materials
@@ -93,7 +94,8 @@ class Stage:
         self._loader = PromptLoader(
             self._materials.train_path, self._materials.tokenizer, config.data, config.seed, needs=_needs(config)
         )
-        self._run = Controller(spec, self._materials, lay_out(plan, config), self._status, self._loader.next_batch)
+        self._crew = Crew(spec, lay_out(plan, config))
+        self._run = Controller(self._crew, spec, self._materials, self._status, self._loader.next_batch)
         self._val_rows = self._read_val_rows()
         self._saved_step = 0
         self.totals = Totals()
@@ -101,8 +103,8 @@ class Stage:
     def train(self) -> Totals:
         """Run every remaining step; leave by `Stopped` after saving when told to stop."""
         run, trainer = self._run, self._config.trainer
-        run.start()
-        write_json(self._files.logs / "workers.json", run.pids())
+        self._crew.start()
+        write_json(self._files.logs / "workers.json", self._crew.pids())
         self._resume()
         self._status.update(state="running", step=run.step, num_steps=trainer.num_steps)
         run.sync()
@@ -127,17 +129,13 @@ class Stage:
         """Write the trained policy as a Hugging Face folder and end the workers."""
         if not folder.exists():
             self._run.export(folder)
-        self._run.stop()
-
-    def worker_name(self, actor_id: str) -> str:
-        """Return what a person calls the worker with this Ray actor id."""
-        return self._run.names.get(actor_id, f"worker {actor_id}")
+        self._crew.stop()
 
     def _one_step(self) -> None:
         start = time.perf_counter()
         rows = self._loader.next_batch(self._config.trainer.prompts_per_step)
         self._flow(self._run, rows)
-        metrics = self._run.take_metrics() | self._run.memory()
+        metrics = self._run.take_metrics() | self._crew.memory()
         seconds = time.perf_counter() - start
         tokens = metrics["perf/total_num_tokens"]
         self.totals.tokens += tokens
