@@ -16,9 +16,11 @@ from rlctl_train.config.layout import RunFiles
 from rlctl_train.controller import Controller
 from rlctl_train.crew import Crew
 from rlctl_train.data.loader import PromptRow
+from rlctl_train.fleet import Fleet
 from rlctl_train.flows.on_policy import step
 from rlctl_train.placement import lay_out
 from rlctl_train.prepare import Materials
+from rlctl_train.recovery import Restarts
 from rlctl_train.status import Status
 from rlctl_train.workers import WorkerSpec
 
@@ -63,8 +65,9 @@ def main() -> None:
     status = Status(RunFiles(folder), config.trainer.num_steps)
     rows = [_row(tokenizer, text) for text in PROMPTS]
     spec = WorkerSpec(config, plan, options.model, options.model, 1_000_000)
-    crew = Crew(spec, layout)
-    run = Controller(crew, spec, materials, status, draw=lambda num: rows[:num])
+    crew = Crew(spec, layout, folder / "workers.json")
+    fleet = Fleet(crew, spec, status, Restarts(0, status))
+    run = Controller(crew, fleet, spec, materials, status, draw=lambda num: rows[:num])
     crew.start()
     run.sync()
     run.take_metrics()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ray
@@ -14,11 +15,13 @@ from rlctl_train.config.errors import LAUNCH, UserError
 from rlctl_train.config.trainer import RayConfig
 
 Resources = dict[str, float]
+POLL_S = 0.5
 
 
-def connect(config: RayConfig, *, needed: Resources, object_store_gib: float) -> str:
-    """Start a private cluster, or join the one named; return the address. Refuses a cluster that is too small.
+def connect(config: RayConfig, *, needed: Resources, object_store_gib: float, wait_s: float = 0.0) -> str:
+    """Start a private cluster, or join the one named; return the address.
 
+    Refuses a cluster that is too small, and stays so for `wait_s`: it may just have lost a node.
     Authentication comes from the environment, which Ray reads when it is imported.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "rlctl"}
@@ -34,7 +37,7 @@ def connect(config: RayConfig, *, needed: Resources, object_store_gib: float) ->
         )
     else:
         context = _join(address, config.start_timeout_s, quiet)
-    _require(needed)
+    _require(needed, wait_s)
     return context.address_info["gcs_address"]
 
 
@@ -53,10 +56,12 @@ def _join(address: str, timeout_s: float, quiet: dict[str, Any]) -> Any:
         ) from error
 
 
-def _require(needed: Resources) -> None:
-    have = ray.cluster_resources()
-    short = {name: amount for name, amount in needed.items() if have.get(name, 0) < amount}
-    if short:
+def _require(needed: Resources, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while short := _missing(needed, have := ray.cluster_resources()):
+        if time.monotonic() < deadline:
+            time.sleep(POLL_S)
+            continue
         asked = ", ".join(f"{amount:g} {name}" for name, amount in short.items())
         found = ", ".join(f"{have.get(name, 0):g} {name}" for name in short)
         raise UserError(
@@ -66,13 +71,18 @@ def _require(needed: Resources) -> None:
         )
 
 
-def collect(refs: Iterable[ray.ObjectRef]) -> list[Any]:
+def _missing(needed: Resources, have: Mapping[str, float]) -> Resources:
+    return {name: amount for name, amount in needed.items() if have.get(name, 0) < amount}
+
+
+def collect(refs: Iterable[ray.ObjectRef], on_each: Callable[[], None] = lambda: None) -> list[Any]:
     """Return the values in order, raising as soon as any one fails (a dead peer leaves the others waiting)."""
     refs = list(refs)
     pending = list(refs)
     while pending:
         ready, pending = ray.wait(pending, num_returns=1)
         ray.get(ready)
+        on_each()
     return ray.get(refs)
 
 

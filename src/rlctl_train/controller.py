@@ -9,7 +9,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +25,7 @@ from rlctl_train.config.prime import PrimeConfig
 from rlctl_train.crew import Crew
 from rlctl_train.data.balance import balance
 from rlctl_train.data.loader import PromptRow, supervised_rows
+from rlctl_train.fleet import Fleet
 from rlctl_train.health import MismatchGates, check_logprob_gap
 from rlctl_train.prepare import Materials
 from rlctl_train.rollout.base import Sampling
@@ -42,20 +42,19 @@ class Controller:
     def __init__(
         self,
         crew: Crew,
+        fleet: Fleet,
         spec: WorkerSpec,
         materials: Materials,
         status: Status,
         draw: Callable[[int], list[PromptRow]],
     ) -> None:
         self._spec, self._config, self._materials, self._status = spec, spec.config, materials, status
-        self._crew, self._draw = crew, draw
+        self._crew, self._fleet, self._draw = crew, fleet, draw
         self._gates = MismatchGates(spec.config, spec.plan)
         self._entropy = EntropyController(spec.config.algo)
         self.step = 0
-        self.version = -1
         self.first_step = True
         """Whether the next step is the first of this process: its log-probabilities are always compared."""
-        self._rollout_is_stale = True
         self._metrics: Metrics = {}
         self._numbered = (0, 0)
         """A step, and how many rows it has generated so far."""
@@ -84,7 +83,7 @@ class Controller:
 
     def sample_greedy(self, prompts: Sequence[PromptRow], temperature: float) -> BatchRef:
         """Sample one response per prompt from the newest weights, with the validation temperature (0 is greedy)."""
-        if self._rollout_is_stale:
+        if self._fleet.is_stale:
             self.sync()
         sampling = Sampling(
             self._config.rollout.max_response_tokens, temperature=temperature, seed=-1 - self._config.seed
@@ -95,25 +94,7 @@ class Controller:
         self, prompts: Sequence[PromptRow], group_size: int, sampling: Sampling, first_row: int = 0
     ) -> BatchRef:
         with self._phase("generate", "gen"):
-            rows = [row for row in prompts for _ in range(group_size)]
-            engines = self._crew.rollout_engines()
-            shares = _contiguous_shares(len(prompts), len(engines), group_size)
-            self._each_rollout("wake")
-            parts, lengths, followed = [], [], []
-            for (leader, *others), share in zip(engines, shares, strict=True):
-                if not share:
-                    continue
-                texts, numbers = [rows[i].prompt_ids for i in share], [first_row + i for i in share]
-                ref, sizes = leader.generate.options(num_returns=2).remote(
-                    texts, [number // group_size for number in numbers], numbers, sampling
-                )
-                followed += [other.follow.remote(texts, numbers, sampling) for other in others]
-                parts.append(Part(tuple(share), ref))
-                lengths.append(sizes)
-            sizes = np.concatenate(collect([*lengths, *followed])[: len(lengths)])
-            batch = BatchRef(tuple(parts), sizes, tuple(row.record for row in rows), group_size)
-            self._each_rollout("sleep")
-        return batch
+            return self._fleet.sample(prompts, group_size, sampling, first_row)
 
     def score(self, batch: BatchRef) -> BatchRef:
         """Add `score` and `rewards`."""
@@ -292,10 +273,7 @@ class Controller:
         if not self._crew.rollouts:
             return
         with self._phase("sync", "update_weights"):
-            self._each_rollout("wake")
-            hand_over(self._crew.engines["actor"], self._crew.rollouts, self._spec.plan.rollout_dtype, self.version + 1)
-            self.version += 1
-            self._rollout_is_stale = False
+            self._fleet.take_weights()
 
     def refresh_reference(self) -> None:
         """Make the policy the reference, in the steps in which the algorithm says so, and compare checksums."""
@@ -303,7 +281,7 @@ class Controller:
         assert isinstance(algo, SpinConfig)
         if algo.refresh_every_steps and self.step % algo.refresh_every_steps == 0:
             with self._phase("sync", "refresh_reference"):
-                hand_over(self._crew.engines["actor"], self._crew.engines["reference"], "float32", self.version)
+                hand_over(self._crew.engines["actor"], self._crew.engines["reference"], "float32", self._fleet.version)
 
     # Between steps
 
@@ -317,7 +295,7 @@ class Controller:
         with self._phase("checkpoint", "save_checkpoint"):
             collect([actor.save.remote(folder) for role in self._changing for actor in self._crew.engines[role]])
             scorer = {} if self._crew.scorer is None else ray.get(self._crew.scorer.state.remote())
-        return {"version": self.version, "scorer": scorer, "entropy": self._entropy.state()}
+        return {"version": self._fleet.version, "scorer": scorer, "entropy": self._entropy.state()}
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Take back what `save` wrote."""
@@ -325,7 +303,7 @@ class Controller:
         if self._crew.scorer is not None:
             ray.get(self._crew.scorer.load_state.remote(state["scorer"]))
         self._entropy.load_state(state["entropy"])
-        self.version = state["version"] - 1
+        self._fleet.version = state["version"] - 1
 
     def export(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder."""
@@ -336,7 +314,7 @@ class Controller:
 
     def _update(self, role: str, kind: str, batch: BatchRef, *, prefix: str) -> Metrics:
         actors = self._crew.engines[role]
-        self._rollout_is_stale |= role == "actor"
+        self._fleet.is_stale |= role == "actor"
         plan = [self._shares(batch, rows, len(actors)) for rows in self._mini_batches(batch)]
         results = collect(
             [
@@ -380,7 +358,8 @@ class Controller:
             returned = getattr(actor, verb).options(num_returns=2 if wide else 1).remote(share, *batch.arguments())
             refs = returned if wide else [returned]
             made += [Part(tuple(share), ref, wide=i > 0) for i, ref in enumerate(refs)]
-        ray.wait([part.ref for part in made], num_returns=len(made), fetch_local=False)
+        # Answered after the verb: the results stay where they are, and the death of one rank is known at once.
+        collect([actor.ping.remote() for actor in actors])
         return batch.plus(*made)
 
     @property
@@ -391,10 +370,6 @@ class Controller:
         if isinstance(algo, SpinConfig) and algo.refresh_every_steps:
             roles.append("reference")
         return [role for role in roles if role in self._crew.engines]
-
-    def _each_rollout(self, verb: str) -> None:
-        if self._spec.device != "cpu" and self._config.placement == "colocated":
-            collect([getattr(actor, verb).remote() for actor in self._crew.rollouts])
 
     @property
     def _updates_per_step(self) -> int:
@@ -421,9 +396,3 @@ class Controller:
         start = time.perf_counter()
         yield
         self._add(f"timing_s/{timing}", time.perf_counter() - start)
-
-
-def _contiguous_shares(num_prompts: int, num_workers: int, group_size: int) -> list[range]:
-    """Split rows into contiguous runs of whole groups, one per worker, as even as they come."""
-    edges = [num_prompts * worker // num_workers * group_size for worker in range(num_workers + 1)]
-    return [range(a, b) for a, b in pairwise(edges)]
