@@ -14,10 +14,13 @@ from rlctl_train.cluster import connect
 from rlctl_train.config import RunConfig
 from rlctl_train.config.layout import RunFiles
 from rlctl_train.controller import Controller
+from rlctl_train.crew import Crew
 from rlctl_train.data.loader import PromptRow
+from rlctl_train.fleet import Fleet
 from rlctl_train.flows.on_policy import step
 from rlctl_train.placement import lay_out
 from rlctl_train.prepare import Materials
+from rlctl_train.recovery import Restarts
 from rlctl_train.status import Status
 from rlctl_train.workers import WorkerSpec
 
@@ -62,8 +65,10 @@ def main() -> None:
     status = Status(RunFiles(folder), config.trainer.num_steps)
     rows = [_row(tokenizer, text) for text in PROMPTS]
     spec = WorkerSpec(config, plan, options.model, options.model, 1_000_000)
-    run = Controller(spec, materials, layout, status, draw=lambda num: rows[:num])
-    run.start()
+    crew = Crew(spec, layout, folder / "workers.json")
+    fleet = Fleet(crew, spec, status, Restarts(0, status))
+    run = Controller(crew, fleet, spec, materials, status, draw=lambda num: rows[:num])
+    crew.start()
     run.sync()
     run.take_metrics()
     for steps in turns():
@@ -77,7 +82,7 @@ def main() -> None:
             turn.response_tokens += int(metrics["perf/response_tokens"])
         turn.seconds = time.perf_counter() - start
         report(turn)
-    run.stop()
+    crew.stop()
 
 
 def _row(tokenizer: object, text: str) -> PromptRow:

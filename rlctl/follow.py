@@ -58,12 +58,15 @@ class Watch:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._tail = Tail(run.files.metrics)
+        self._seen_until = 0.0
+        self._notice = run.status().notice
         self._recent_s: deque[float] = deque(maxlen=RECENT_STEPS)
         self._last: dict[str, float | None] = {"reward": None, "accuracy": None, "tokens_per_s": None}
 
     def poll(self) -> list[Row]:
-        """Return the metric rows written since the last poll."""
-        rows = parse_rows(self._tail.lines())
+        """Return the metric rows written since the last poll; a restart that drops rows leaves those that were seen."""
+        rows = [row for row in parse_rows(self._tail.lines()) if row["time"] > self._seen_until]
+        self._seen_until = max([self._seen_until, *(row["time"] for row in rows)])
         for row in rows:
             self._take(row)
         return rows
@@ -74,6 +77,11 @@ class Watch:
         pace = sum(self._recent_s) / len(self._recent_s) if self._recent_s else None
         left = None if pace is None else max(0, status.num_steps - status.step) * pace
         return Progress(status, self._last["reward"], self._last["accuracy"], self._last["tokens_per_s"], left)
+
+    def news(self, status: Status) -> str | None:
+        """Return what went wrong since the last call and how it went on, or None."""
+        known, self._notice = self._notice, status.notice
+        return None if status.notice == known else status.notice
 
     def _take(self, row: Row) -> None:
         seen = {

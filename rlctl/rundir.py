@@ -40,6 +40,10 @@ class Status:
     updated: float | None = None
     error: dict[str, str] | None = None
     exit_code: int | None = None
+    restarts: int = 0
+    """Times that the driver has replaced lost workers."""
+    notice: str | None = None
+    """What last went wrong and how it went on."""
 
 
 @dataclass(frozen=True)

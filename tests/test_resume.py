@@ -12,7 +12,11 @@ from tests import runs
 
 pytestmark = pytest.mark.slow
 
-SECTIONS = {"trainer": {"num_steps": 14}, "validation": {"every_steps": 0}}
+SECTIONS = {
+    "trainer": {"num_steps": 14},
+    "validation": {"every_steps": 0},
+    "launch": {"type": "local", "max_restarts": 0},
+}
 
 
 @pytest.fixture(scope="module")

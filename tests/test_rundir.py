@@ -17,6 +17,7 @@ from rlctl.follow import Tail, Watch, curves
 from rlctl.launchers.base import Job, JobStatus, Order
 from rlctl.launchers.local import LocalLauncher
 from rlctl.plot import braille
+from rlctl.rundir import Status
 from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import UserError
 from rlctl_train.config.layout import write_json
@@ -206,11 +207,11 @@ def test_tail_waits_for_whole_lines_and_starts_over_when_the_file_shrinks(tmp_pa
 
 
 METRICS = """\
-{"step": 0, "phase": "validation", "val-core/a/acc/mean@1": 0.25, "val-core/b/acc/mean@1": 0.75}
-{"step": 1, "phase": "train", "critic/score/mean": 0.5, "perf/throughput": 100.0, "timing_s/step": 2.0}
+{"step": 0, "time": 1, "phase": "validation", "val-core/a/acc/mean@1": 0.25, "val-core/b/acc/mean@1": 0.75}
+{"step": 1, "time": 2, "phase": "train", "critic/score/mean": 0.5, "perf/throughput": 100.0, "timing_s/step": 2.0}
 not json
-{"step": 2, "phase": "train", "critic/score/mean": 0.75, "perf/throughput": 200.0, "timing_s/step": 4.0}
-{"step": 2, "phase": "validation", "val-core/a/acc/mean@1": 1.0}
+{"step": 2, "time": 3, "phase": "train", "critic/score/mean": 0.75, "perf/throughput": 200.0, "timing_s/step": 4.0}
+{"step": 2, "time": 4, "phase": "validation", "val-core/a/acc/mean@1": 1.0}
 """
 
 
@@ -222,6 +223,18 @@ def test_progress_is_read_from_the_metrics(tmp_path: Path) -> None:
     progress = watch.progress()
     assert (progress.reward, progress.accuracy, progress.tokens_per_s, progress.left_s) == (0.75, 1.0, 200.0, 18.0)
     assert watch.poll() == []
+
+
+def test_who_follows_a_run_that_goes_back_reads_why_and_no_step_twice(tmp_path: Path) -> None:
+    run = make(tmp_path, state="running")
+    watch, kept = Watch(run), METRICS.splitlines(keepends=True)[:2]
+    run.files.metrics.write_text(METRICS)
+    watch.poll()
+    run.files.metrics.write_text("".join(kept))
+    assert watch.poll() == []
+    run.files.metrics.write_text("".join(kept) + '{"step": 2, "time": 9, "phase": "train"}\n')
+    assert [row["time"] for row in watch.poll()] == [9]
+    assert [watch.news(Status("running", notice=line)) for line in (None, "died", "died")] == [None, "died", None]
 
 
 def test_curves_are_accuracy_and_reward(tmp_path: Path) -> None:

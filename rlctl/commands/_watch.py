@@ -106,8 +106,9 @@ def _follow(run: Run, launcher: Launcher) -> int:
                     render.step_line(row, progress.status.num_steps)
             if ended:
                 break
-            if (line := signals.act()) is not None:
-                (view.say if view else render.say)(line)
+            for line in (watch.news(progress.status), signals.act()):
+                if line is not None:
+                    (view.say if view else render.say)(line)
             time.sleep(POLL_S)
     code = standing.exit_code if standing.exit_code is not None else progress.status.exit_code
     if code is not None and code >= 0:

@@ -94,6 +94,8 @@ def show(name: RunArgument, output: OutputOption = "text") -> None:
         ("phase", status.phase),
     ]
     facts.append(("step", f"{status.step}/{status.num_steps}"))
+    if status.notice is not None:
+        facts.append(("restarts", f"{status.restarts}, the last: {status.notice}"))
     if status.state not in rundir.ENDED:
         facts += [("reward", progress.reward), ("accuracy", progress.accuracy), ("tokens/s", progress.tokens_per_s)]
         facts.append(("left", None if progress.left_s is None else render.duration(progress.left_s)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partialmethod
 from typing import Any
 
@@ -20,9 +20,10 @@ Resources = dict[str, float]
 POLL_S = 0.2
 
 
-def connect(config: RayConfig, *, needed: Resources, object_store_gib: float) -> str:
-    """Start a private cluster, or join the one named; return the address. Refuses a cluster that is too small.
+def connect(config: RayConfig, *, needed: Resources, object_store_gib: float, wait_s: float = 0.0) -> str:
+    """Start a private cluster, or join the one named; return the address.
 
+    Refuses a cluster that is too small, and stays so for `wait_s`: it may just have lost a node.
     Authentication comes from the environment, which Ray reads when it is imported.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "rlctl"}
@@ -45,7 +46,7 @@ def connect(config: RayConfig, *, needed: Resources, object_store_gib: float) ->
         context = _join(address, config.start_timeout_s, quiet)
         if nodes is not None:
             _await_nodes(nodes.split(","), deadline)
-    _require(needed)
+    _require(needed, wait_s)
     return context.address_info["gcs_address"]
 
 
@@ -102,10 +103,12 @@ def _node_names() -> set[str]:
     return {node["NodeName"] for node in ray.nodes() if node["Alive"]}
 
 
-def _require(needed: Resources) -> None:
-    have = ray.cluster_resources()
-    short = {name: amount for name, amount in needed.items() if have.get(name, 0) < amount}
-    if short:
+def _require(needed: Resources, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while short := _missing(needed, have := ray.cluster_resources()):
+        if time.monotonic() < deadline:
+            time.sleep(POLL_S)
+            continue
         asked = ", ".join(f"{amount:g} {name}" for name, amount in short.items())
         found = ", ".join(f"{have.get(name, 0):g} {name}" for name in short)
         raise UserError(
@@ -115,13 +118,18 @@ def _require(needed: Resources) -> None:
         )
 
 
-def collect(refs: Iterable[ray.ObjectRef]) -> list[Any]:
+def _missing(needed: Resources, have: Mapping[str, float]) -> Resources:
+    return {name: amount for name, amount in needed.items() if have.get(name, 0) < amount}
+
+
+def collect(refs: Iterable[ray.ObjectRef], on_each: Callable[[], None] = lambda: None) -> list[Any]:
     """Return the values in order, raising as soon as any one fails (a dead peer leaves the others waiting)."""
     refs = list(refs)
     pending = list(refs)
     while pending:
         ready, pending = ray.wait(pending, num_returns=1)
         ray.get(ready)
+        on_each()
     return ray.get(refs)
 
 

@@ -1,4 +1,4 @@
-"""The controller: makes the workers and implements the verbs of a flow.
+"""The controller: implements the verbs of a flow with the workers of a crew.
 
 It handles references, lengths and metrics only; tensors travel between the workers.
 """
@@ -9,14 +9,11 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import ray
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from rlctl_train.algos.entropy_control import EntropyController
 from rlctl_train.batch_ref import BatchRef, Part, choose
@@ -25,95 +22,42 @@ from rlctl_train.config.algo import DapoConfig, PpoConfig, SftConfig
 from rlctl_train.config.policy import ActorCritic
 from rlctl_train.config.preference import SpinConfig
 from rlctl_train.config.prime import PrimeConfig
+from rlctl_train.crew import Crew
 from rlctl_train.data.balance import balance
 from rlctl_train.data.loader import PromptRow, supervised_rows
+from rlctl_train.fleet import Fleet
 from rlctl_train.health import MismatchGates, check_logprob_gap
-from rlctl_train.memory_watch import by_phase, others_gib
-from rlctl_train.placement import SCORE_CPUS, Layout, actor_options, reserve, settle
 from rlctl_train.prepare import Materials
 from rlctl_train.rollout.base import Sampling
-from rlctl_train.scoring import ScoreWorker
 from rlctl_train.status import Status
-from rlctl_train.sync.transfer import compare
-from rlctl_train.workers import EngineWorker, RolloutWorker, WorkerSpec
+from rlctl_train.sync.relay import hand_over
+from rlctl_train.workers import WorkerSpec
 
 Metrics = dict[str, float]
 
 
 class Controller:
-    """Owns the actors of one run."""
+    """The verbs of one run."""
 
     def __init__(
         self,
+        crew: Crew,
+        fleet: Fleet,
         spec: WorkerSpec,
         materials: Materials,
-        layout: Layout,
         status: Status,
         draw: Callable[[int], list[PromptRow]],
     ) -> None:
         self._spec, self._config, self._materials, self._status = spec, spec.config, materials, status
-        self._layout, self._draw = layout, draw
+        self._crew, self._fleet, self._draw = crew, fleet, draw
         self._gates = MismatchGates(spec.config, spec.plan)
         self._entropy = EntropyController(spec.config.algo)
         self.step = 0
-        self.version = -1
         self.first_step = True
         """Whether the next step is the first of this process: its log-probabilities are always compared."""
-        self._rollout_is_stale = True
         self._metrics: Metrics = {}
         self._numbered = (0, 0)
         """A step, and how many rows it has generated so far."""
-        self._engines: dict[str, list[Any]] = {}
-        self._rollouts: list[Any] = []
-        self._scorer: Any = None
-        self._group: PlacementGroup | None = None
-        self.names: dict[str, str] = {}
-        """Actor id -> what a person calls it, for messages about dead workers."""
-
-    # Making workers
-
-    def start(self) -> None:
-        """Make every actor, form the trainer's process groups, and load the models."""
-        group = self._group = reserve(self._layout, timeout_s=self._config.ray.start_timeout_s)
-        self._layout = settle(self._layout, group)
-        spec = ray.put(self._spec)
-        for role, slots in self._layout.slots.items():
-            kind: Any = RolloutWorker if role == "rollout" else EngineWorker
-            for rank, slot in enumerate(slots):
-                size = self._layout.engine_size
-                arguments = (spec, rank % size, size) if role == "rollout" else (spec, role, rank, len(slots))
-                actor = ray.remote(kind).options(**actor_options(self._layout, group, slot)).remote(*arguments)
-                self._keep(role, rank, actor)
-        if self._config.reward is not None:
-            self._scorer = (
-                ray.remote(ScoreWorker)
-                .options(num_cpus=SCORE_CPUS)
-                .remote(self._config, self._materials.tokenizer_path, trust_remote_code=self._spec.trust_remote_code)
-            )
-            self.names[self._scorer._actor_id.hex()] = "score worker"
-        generating = [start for ranks in self._rollout_engines() for start in _start_together(ranks)]
-        for actors in self._engines.values():
-            collect(_start_together(actors))
-        collect([*generating, *(actor.pid.remote() for actor in self._everyone())])
-
-    def pids(self) -> dict[str, int]:
-        """Return the process id of every worker, by name."""
-        everyone = self._everyone()
-        pids = collect([actor.pid.remote() for actor in everyone])
-        return {self.names[actor._actor_id.hex()]: pid for actor, pid in zip(everyone, pids, strict=True)}
-
-    def _keep(self, role: str, rank: int, actor: Any) -> None:
-        (self._rollouts if role == "rollout" else self._engines.setdefault(role, [])).append(actor)
-        self.names[actor._actor_id.hex()] = f"{role} worker {rank}"
-
-    def _rollout_engines(self) -> list[list[Any]]:
-        """Return the ranks of each rollout engine."""
-        size = self._layout.engine_size
-        return [self._rollouts[first : first + size] for first in range(0, len(self._rollouts), size)]
-
-    def _everyone(self) -> list[Any]:
-        scorer = [] if self._scorer is None else [self._scorer]
-        return [actor for actors in self._engines.values() for actor in actors] + self._rollouts + scorer
 
     # Verbs
 
@@ -139,7 +83,7 @@ class Controller:
 
     def sample_greedy(self, prompts: Sequence[PromptRow], temperature: float) -> BatchRef:
         """Sample one response per prompt from the newest weights, with the validation temperature (0 is greedy)."""
-        if self._rollout_is_stale:
+        if self._fleet.is_stale:
             self.sync()
         sampling = Sampling(
             self._config.rollout.max_response_tokens, temperature=temperature, seed=-1 - self._config.seed
@@ -150,31 +94,13 @@ class Controller:
         self, prompts: Sequence[PromptRow], group_size: int, sampling: Sampling, first_row: int = 0
     ) -> BatchRef:
         with self._phase("generate", "gen"):
-            rows = [row for row in prompts for _ in range(group_size)]
-            engines = self._rollout_engines()
-            shares = _contiguous_shares(len(prompts), len(engines), group_size)
-            self._each_rollout("wake")
-            parts, lengths, followed = [], [], []
-            for (leader, *others), share in zip(engines, shares, strict=True):
-                if not share:
-                    continue
-                texts, numbers = [rows[i].prompt_ids for i in share], [first_row + i for i in share]
-                ref, sizes = leader.generate.options(num_returns=2).remote(
-                    texts, [number // group_size for number in numbers], numbers, sampling
-                )
-                followed += [other.follow.remote(texts, numbers, sampling) for other in others]
-                parts.append(Part(tuple(share), ref))
-                lengths.append(sizes)
-            sizes = np.concatenate(collect([*lengths, *followed])[: len(lengths)])
-            batch = BatchRef(tuple(parts), sizes, tuple(row.record for row in rows), group_size)
-            self._each_rollout("sleep")
-        return batch
+            return self._fleet.sample(prompts, group_size, sampling, first_row)
 
     def score(self, batch: BatchRef) -> BatchRef:
         """Add `score` and `rewards`."""
         with self._phase("score", "reward"):
             rows = list(range(len(batch)))
-            ref, metrics = self._scorer.score.options(num_returns=2).remote(
+            ref, metrics = self._crew.scorer.score.options(num_returns=2).remote(
                 rows, list(batch.records), *batch.arguments()
             )
             self._add_grades(ray.get(metrics), len(batch))
@@ -193,7 +119,7 @@ class Controller:
     def scores(self, batch: BatchRef) -> list[list[float]]:
         """Return the score of every response, one list a prompt."""
         scored = batch.parts[-1]
-        scores = ray.get(self._scorer.scores.remote(scored.ref))
+        scores = ray.get(self._crew.scorer.scores.remote(scored.ref))
         return [scores[i : i + batch.group_size] for i in range(0, len(scores), batch.group_size)]
 
     @property
@@ -210,7 +136,7 @@ class Controller:
 
     def accuracies(self, batch: BatchRef) -> list[float]:
         """Return the share of right responses to each prompt."""
-        right: list[float] = ray.get(self._scorer.outcomes.remote(batch.parts[-1].ref))
+        right: list[float] = ray.get(self._crew.scorer.outcomes.remote(batch.parts[-1].ref))
         size = batch.group_size
         return [sum(right[i : i + size]) / size for i in range(0, len(right), size)]
 
@@ -240,7 +166,7 @@ class Controller:
             with self._phase("logprobs", "old_log_prob"):
                 batch = self._on_ranks("actor", "logprobs", batch)
         if "reference" in algo.roles():
-            holder = "reference" if "reference" in self._engines else "actor"
+            holder = "reference" if "reference" in self._crew.engines else "actor"
             wide = algo.compares_distributions()
             with self._phase("logprobs", "ref"):
                 batch = self._on_ranks(
@@ -255,7 +181,7 @@ class Controller:
 
     def values(self, batch: BatchRef) -> BatchRef:
         """Add `values` when there is a critic."""
-        if "critic" not in self._engines:
+        if "critic" not in self._crew.engines:
             return batch
         with self._phase("values", "values"):
             return self._on_ranks("critic", "values", batch)
@@ -264,7 +190,7 @@ class Controller:
         """Add `advantages` and `returns`, and check the health of the batch."""
         with self._phase("advantages", "adv"):
             rows = list(range(len(batch)))
-            ref, metrics = self._scorer.advantages.options(num_returns=2).remote(rows, *batch.arguments())
+            ref, metrics = self._crew.scorer.advantages.options(num_returns=2).remote(rows, *batch.arguments())
             made: Any = ray.get(metrics)
             self._metrics |= made
         self._gates.check(made)
@@ -282,7 +208,7 @@ class Controller:
         self._add("perf/total_num_tokens", float(greedy.lengths.sum()))
         self._add("perf/response_tokens", float(greedy.lengths[:, 1].sum()))
         with self._phase("score", "reward"):
-            ref, metrics = self._scorer.greedy_baseline.options(num_returns=2).remote(
+            ref, metrics = self._crew.scorer.greedy_baseline.options(num_returns=2).remote(
                 list(greedy.records), batch.group_size, *greedy.arguments()
             )
             graded: Metrics = ray.get(metrics)
@@ -296,13 +222,13 @@ class Controller:
         if not isinstance(algo, PpoConfig) or algo.resample is None:
             return batch
         seed = self._config.seed * 1_000_003 + self.step
-        rows = ray.get(self._scorer.resample.remote(list(range(len(batch))), seed, *batch.arguments()))
+        rows = ray.get(self._crew.scorer.resample.remote(list(range(len(batch))), seed, *batch.arguments()))
         self._metrics["sampling/distinct_share"] = len(set(rows)) / len(rows)
         return batch.resampled(rows)
 
     def update_critic(self, batch: BatchRef) -> None:
         """Take the critic's optimizer steps, when there is a critic."""
-        if "critic" in self._engines:
+        if "critic" in self._crew.engines:
             with self._phase("update", "update_critic"):
                 self._metrics |= self._update("critic", "value", batch, prefix="critic")
 
@@ -337,20 +263,17 @@ class Controller:
 
     def loss(self, batch: BatchRef) -> float:
         """Return the mean negative log-likelihood of the completion tokens, in nats per token."""
-        actors = self._engines["actor"]
+        actors = self._crew.engines["actor"]
         shares = self._shares(batch, list(range(len(batch))), len(actors))
         sums = collect([a.loss_sum.remote(share, *batch.arguments()) for a, share in zip(actors, shares, strict=True)])
         return sum(loss for loss, _ in sums) / max(1.0, sum(tokens for _, tokens in sums))
 
     def sync(self) -> None:
         """Hand the policy's weights to the rollout engines and compare checksums."""
-        if not self._rollouts:
+        if not self._crew.rollouts:
             return
         with self._phase("sync", "update_weights"):
-            self._each_rollout("wake")
-            self._hand_over(self._rollouts, self._spec.plan.rollout_dtype, self.version + 1)
-            self.version += 1
-            self._rollout_is_stale = False
+            self._fleet.take_weights()
 
     def refresh_reference(self) -> None:
         """Make the policy the reference, in the steps in which the algorithm says so, and compare checksums."""
@@ -358,46 +281,9 @@ class Controller:
         assert isinstance(algo, SpinConfig)
         if algo.refresh_every_steps and self.step % algo.refresh_every_steps == 0:
             with self._phase("sync", "refresh_reference"):
-                self._hand_over(self._engines["reference"], "float32", self.version)
-
-    def _hand_over(self, receivers: list[Any], dtype: str, version: int) -> None:
-        """Stream the policy's weights to every receiver, in a dtype, and compare checksums."""
-        collect([actor.start_update.remote() for actor in receivers])
-        sender, *others = self._engines["actor"]
-        drained = [actor.drain_weights.remote(dtype) for actor in others]
-        stream = sender.stream_weights.options(num_returns="streaming", _generator_backpressure_num_objects=4).remote(
-            dtype
-        )
-        *buckets, last = self._relay(stream, receivers)
-        collect([*drained, *buckets])
-        received = collect([actor.finish_update.remote(version) for actor in receivers])
-        expected: Any = ray.get(last)
-        for held in received:
-            compare(expected, held, version)
-
-    def _relay(self, stream: Iterator[ray.ObjectRef], receivers: list[Any]) -> Iterator[Any]:
-        """Forward each bucket to every receiver while the next is gathered; yield receipts, last the checksum."""
-        held: ray.ObjectRef | None = None
-        for ref in stream:
-            if held is not None:
-                yield from [actor.update_weights.remote(held) for actor in receivers]
-            held = ref
-        yield held
+                hand_over(self._crew.engines["actor"], self._crew.engines["reference"], "float32", self._fleet.version)
 
     # Between steps
-
-    def memory(self) -> Metrics:
-        """Return how full the fullest device (on CPU: the host) was in each phase since the last call, in GiB."""
-        workers = [actor for actors in self._engines.values() for actor in actors] + self._rollouts
-        usages = collect([actor.memory.remote() for actor in workers])
-        metrics = {f"memory_gib/{name}": gib + self._beside_gib for name, gib in by_phase(usages).items()}
-        allocated = [usage.allocated_gib for usage in usages if usage.allocated_gib is not None]
-        return metrics | ({"perf/max_memory_allocated_gb": max(allocated)} if allocated else {})
-
-    @cached_property
-    def _beside_gib(self) -> float:
-        """What driver, Ray and graders take of the memory that workers on CPU share with them."""
-        return others_gib(self.pids().values()) if self._spec.device == "cpu" else 0.0
 
     def take_metrics(self) -> Metrics:
         """Return the metrics gathered since the last call."""
@@ -407,35 +293,28 @@ class Controller:
     def save(self, folder: Path) -> dict[str, Any]:
         """Write the state of every role that changes; return what else must survive."""
         with self._phase("checkpoint", "save_checkpoint"):
-            collect([actor.save.remote(folder) for role in self._changing for actor in self._engines[role]])
-            scorer = {} if self._scorer is None else ray.get(self._scorer.state.remote())
-        return {"version": self.version, "scorer": scorer, "entropy": self._entropy.state()}
+            collect([actor.save.remote(folder) for role in self._changing for actor in self._crew.engines[role]])
+            scorer = {} if self._crew.scorer is None else ray.get(self._crew.scorer.state.remote())
+        return {"version": self._fleet.version, "scorer": scorer, "entropy": self._entropy.state()}
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Take back what `save` wrote."""
-        collect([actor.load.remote(folder) for role in self._changing for actor in self._engines[role]])
-        if self._scorer is not None:
-            ray.get(self._scorer.load_state.remote(state["scorer"]))
+        collect([actor.load.remote(folder) for role in self._changing for actor in self._crew.engines[role]])
+        if self._crew.scorer is not None:
+            ray.get(self._crew.scorer.load_state.remote(state["scorer"]))
         self._entropy.load_state(state["entropy"])
-        self.version = state["version"] - 1
+        self._fleet.version = state["version"] - 1
 
     def export(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder."""
         with self._phase("export", "export"):
-            collect([actor.export.remote(folder) for actor in self._engines["actor"]])
-
-    def stop(self) -> None:
-        """End every worker and give its devices back."""
-        for actor in self._everyone():
-            ray.kill(actor)
-        if self._group is not None:
-            remove_placement_group(self._group)
+            collect([actor.export.remote(folder) for actor in self._crew.engines["actor"]])
 
     # Helpers
 
     def _update(self, role: str, kind: str, batch: BatchRef, *, prefix: str) -> Metrics:
-        actors = self._engines[role]
-        self._rollout_is_stale |= role == "actor"
+        actors = self._crew.engines[role]
+        self._fleet.is_stale |= role == "actor"
         plan = [self._shares(batch, rows, len(actors)) for rows in self._mini_batches(batch)]
         results = collect(
             [
@@ -472,14 +351,15 @@ class Controller:
 
     def _on_ranks(self, role: str, verb: str, batch: BatchRef, *, wide: bool = False) -> BatchRef:
         """Add the columns that a verb returns; of a `wide` one, those that it returns second are wide."""
-        actors = self._engines[role]
+        actors = self._crew.engines[role]
         shares = self._shares(batch, list(range(len(batch))), len(actors))
         made: list[Part] = []
         for actor, share in zip(actors, shares, strict=True):
             returned = getattr(actor, verb).options(num_returns=2 if wide else 1).remote(share, *batch.arguments())
             refs = returned if wide else [returned]
             made += [Part(tuple(share), ref, wide=i > 0) for i, ref in enumerate(refs)]
-        ray.wait([part.ref for part in made], num_returns=len(made), fetch_local=False)
+        # Answered after the verb: the results stay where they are, and the death of one rank is known at once.
+        collect([actor.ping.remote() for actor in actors])
         return batch.plus(*made)
 
     @property
@@ -489,11 +369,7 @@ class Controller:
         roles = ["actor", "critic", "reward_model"]
         if isinstance(algo, SpinConfig) and algo.refresh_every_steps:
             roles.append("reference")
-        return [role for role in roles if role in self._engines]
-
-    def _each_rollout(self, verb: str) -> None:
-        if self._spec.device != "cpu" and self._config.placement == "colocated":
-            collect([getattr(actor, verb).remote() for actor in self._rollouts])
+        return [role for role in roles if role in self._crew.engines]
 
     @property
     def _updates_per_step(self) -> int:
@@ -520,15 +396,3 @@ class Controller:
         start = time.perf_counter()
         yield
         self._add(f"timing_s/{timing}", time.perf_counter() - start)
-
-
-def _start_together(ranks: list[Any]) -> list[ray.ObjectRef]:
-    """Let the ranks of one engine meet, where there are several, and build it."""
-    address = ray.get(ranks[0].open_store.remote()) if len(ranks) > 1 else None
-    return [rank.start.remote(address) for rank in ranks]
-
-
-def _contiguous_shares(num_prompts: int, num_workers: int, group_size: int) -> list[range]:
-    """Split rows into contiguous runs of whole groups, one per worker, as even as they come."""
-    edges = [num_prompts * worker // num_workers * group_size for worker in range(num_workers + 1)]
-    return [range(a, b) for a, b in pairwise(edges)]

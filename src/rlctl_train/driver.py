@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import ray
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import RayTaskError
 from rlctl_hw.types import Plan
 
 from rlctl_train.checkpoint.store import CheckpointStore
@@ -17,38 +19,73 @@ from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import FAILED, UserError
 from rlctl_train.config.layout import RunFiles, write_json
 from rlctl_train.config.trainer import WarmStartConfig
+from rlctl_train.crew import WorkersLost
 from rlctl_train.evaluate import evaluate_folder
 from rlctl_train.placement import lay_out
-from rlctl_train.prepare import prepare
-from rlctl_train.status import Status
+from rlctl_train.prepare import Materials, prepare
+from rlctl_train.recovery import Restarts
+from rlctl_train.status import SETUP, Status
 from rlctl_train.sync.transfer import SyncError
 from rlctl_train.telemetry.metrics import MetricsWriter
 from rlctl_train.training import STATE, Context, Stage, StopFlag, Totals, warm_start_config
 
 
 def drive(files: RunFiles, config: RunConfig, status: Status, stop: StopFlag) -> None:
-    """Run everything that is left to do in a run folder."""
+    """Run everything that is left to do in a run folder, through losses of workers as many as it may bear."""
     start = time.time()
     files.logs.mkdir(exist_ok=True)
     plan = Plan.from_json(json.loads(files.plan.read_text()))
     materials = prepare(files, config)
+    restarts = Restarts(config.launch.max_restarts, status)
+    while True:
+        try:
+            with _context(files, config, plan, materials, status, stop, restarts) as context:
+                return _train(context, start)
+        except WorkersLost as loss:
+            if stop.requested:
+                raise KeyboardInterrupt from loss
+            if not restarts.left:
+                limit = f"launch.max_restarts={config.launch.max_restarts}"
+                raise WorkersLost(f"{loss.what}; {limit} leaves no further restart") from loss
+            status.update(state="starting", phase=SETUP)
+            restarts.spend(loss.what, f"going on {_where_to_go_on(files)}")
+
+
+@contextmanager
+def _context(
+    files: RunFiles,
+    config: RunConfig,
+    plan: Plan,
+    materials: Materials,
+    status: Status,
+    stop: StopFlag,
+    restarts: Restarts,
+) -> Iterator[Context]:
+    """Connect to Ray, and continue the metrics where the last checkpoint stands; end whatever of both is left."""
     telemetry = config.telemetry
     writer = MetricsWriter(
         files, telemetry.trackers, telemetry.project, files.root.name, resume_step=_keep_metrics_until(files, config)
     )
     try:
         needed = lay_out(plan, config).needed
-        status.update(address=connect(config.ray, needed=needed, object_store_gib=plan.object_store_gib))
+        wait_s = config.ray.start_timeout_s if restarts.spent else 0.0  # a lost node may come back
+        address = connect(config.ray, needed=needed, object_store_gib=plan.object_store_gib, wait_s=wait_s)
+        status.update(address=address)
         stop.listen()
-        context = _warm_start(Context(files, config, plan, materials, status, stop, writer))
-        stage = Stage(context)
-        totals = stage.train()
-        if config.checkpoint.export_hf:
-            stage.export(files.hf)
-        _finish(context, totals, time.time() - start)
+        yield Context(files, config, plan, materials, status, stop, writer, restarts)
     finally:
         writer.close()
-        ray.shutdown()
+        ray.shutdown()  # of a private cluster all processes end, of another all workers of this run
+
+
+def _train(context: Context, start: float) -> None:
+    """Train what is left to train, export, measure; `start` is when the job began, in unix seconds."""
+    context = _warm_start(context)
+    stage = Stage(context)
+    totals = stage.train()
+    if context.config.checkpoint.export_hf:
+        stage.export(context.files.hf)
+    _finish(context, totals, time.time() - start)
 
 
 def _warm_start(context: Context) -> Context:
@@ -102,12 +139,6 @@ def explain(error: Exception) -> UserError:
             "last checkpoint",
             exit_code=FAILED,
         )
-    if isinstance(error, ActorDiedError):
-        return UserError(
-            f"a worker process died: {str(error).strip().splitlines()[0]}",
-            "look into logs/ of the run folder, then continue from the last checkpoint with `rlctl runs resume`",
-            exit_code=FAILED,
-        )
     return UserError(
         f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}",
         "the traceback is in logs/driver.log of the run folder; `rlctl runs resume` continues from the last checkpoint",
@@ -130,6 +161,17 @@ def _keep_metrics_until(files: RunFiles, config: RunConfig) -> int | None:
         return -1
     warm_step = _saved_step(folder)
     return None if warm_step is None else warm_step + _warm_start_offset(config.warm_start)
+
+
+def _where_to_go_on(files: RunFiles) -> str:
+    """Say from which step a resume continues."""
+    warm = RunFiles(files.root / "warm_start")
+    if (step := _saved_step(files)) is not None:
+        return f"from step {step}"
+    if warm.hf.exists():
+        return "from the end of the warm start"
+    step = _saved_step(warm)
+    return "from the start" if step is None else f"from step {step} of the warm start"
 
 
 def _saved_step(files: RunFiles) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,11 +20,12 @@ from rlctl_train.config.algo import DapoConfig, GdpoConfig, PpoConfig, SftConfig
 from rlctl_train.config.errors import UserError
 from rlctl_train.registry import ALGOS, load
 from rlctl_train.rewards.pool import Grade, GradedSample, GraderPool
+from rlctl_train.stacks import Traceable
 from rlctl_train.telemetry.batch_metrics import batch_metrics
 from rlctl_train.workers import Layout
 
 
-class ScoreWorker:
+class ScoreWorker(Traceable):
     """Decodes and grades responses, applies the KL penalty, and computes advantages."""
 
     def __init__(self, config: RunConfig, tokenizer_path: str, *, trust_remote_code: bool) -> None:
@@ -40,10 +40,6 @@ class ScoreWorker:
         self._kl = None if penalty is None else KlController(penalty)
         longest = config.rollout.max_response_tokens
         self._overlong = overlong_penalty(algo, longest) if isinstance(algo, DapoConfig) else None
-
-    def pid(self) -> int:
-        """Return the process id of this worker."""
-        return os.getpid()
 
     def score(
         self, rows: list[int], records: list[dict[str, Any]], layout: Layout, *parts: Batch

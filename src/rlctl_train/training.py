@@ -6,6 +6,8 @@ import json
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,12 +22,16 @@ from rlctl_train.config.algo import SftConfig
 from rlctl_train.config.layout import RunFiles, write_json
 from rlctl_train.config.trainer import TrainerConfig, ValidationConfig, WarmStartConfig
 from rlctl_train.controller import Controller
+from rlctl_train.crew import Crew
 from rlctl_train.data.loader import PromptLoader, PromptRow
+from rlctl_train.fleet import Fleet
 from rlctl_train.placement import lay_out
 from rlctl_train.prepare import Materials
+from rlctl_train.recovery import Restarts, losses_told
 from rlctl_train.registry import FLOWS, load
-from rlctl_train.status import Status
+from rlctl_train.status import SETUP, Status
 from rlctl_train.telemetry.metrics import MetricsWriter, Phase
+from rlctl_train.watchdog import Watchdog
 from rlctl_train.workers import WorkerSpec
 
 STATE = "state.json"
@@ -72,6 +78,7 @@ class Context:
     status: Status
     stop: StopFlag
     writer: MetricsWriter
+    restarts: Restarts
 
 
 class Stage:
@@ -93,16 +100,23 @@ class Stage:
         self._loader = PromptLoader(
             self._materials.train_path, self._materials.tokenizer, config.data, config.seed, needs=_needs(config)
         )
-        self._run = Controller(spec, self._materials, lay_out(plan, config), self._status, self._loader.next_batch)
+        self._crew = Crew(spec, lay_out(plan, config), self._files.logs / "workers.json")
+        self._restarts = context.restarts
+        self._fleet = Fleet(self._crew, spec, self._status, self._restarts)
+        self._run = Controller(self._crew, self._fleet, spec, self._materials, self._status, self._loader.next_batch)
         self._val_rows = self._read_val_rows()
         self._saved_step = 0
         self.totals = Totals()
 
     def train(self) -> Totals:
         """Run every remaining step; leave by `Stopped` after saving when told to stop."""
+        with self._watched():
+            return self._train()
+
+    def _train(self) -> Totals:
         run, trainer = self._run, self._config.trainer
-        run.start()
-        write_json(self._files.logs / "workers.json", run.pids())
+        self._status.update(phase=SETUP)
+        self._crew.start()
         self._resume()
         self._status.update(state="running", step=run.step, num_steps=trainer.num_steps)
         run.sync()
@@ -126,18 +140,22 @@ class Stage:
     def export(self, folder: Path) -> None:
         """Write the trained policy as a Hugging Face folder and end the workers."""
         if not folder.exists():
-            self._run.export(folder)
-        self._run.stop()
+            with self._watched():
+                self._run.export(folder)
+        self._crew.stop()
 
-    def worker_name(self, actor_id: str) -> str:
-        """Return what a person calls the worker with this Ray actor id."""
-        return self._run.names.get(actor_id, f"worker {actor_id}")
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Raise `WorkersLost` when workers die or stand still."""
+        watchdog = Watchdog(self._files, self._status, self._crew, self._config)
+        with losses_told(self._crew, self._status), watchdog:
+            yield
 
     def _one_step(self) -> None:
         start = time.perf_counter()
         rows = self._loader.next_batch(self._config.trainer.prompts_per_step)
         self._flow(self._run, rows)
-        metrics = self._run.take_metrics() | self._run.memory()
+        metrics = self._run.take_metrics() | self._fleet.memory()
         seconds = time.perf_counter() - start
         tokens = metrics["perf/total_num_tokens"]
         self.totals.tokens += tokens
@@ -146,6 +164,7 @@ class Stage:
             "timing_s/step": seconds,
             "perf/time_per_step": seconds,
             "perf/throughput": tokens / seconds / self._num_devices,
+            "health/restarts": float(self._restarts.spent),
         }
         self._writer.log(self._run.step + self._offset, self._phase, metrics)
 

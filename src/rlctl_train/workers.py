@@ -6,7 +6,6 @@ reference, resolved by Ray; `layout` says which global rows each resolved batch 
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from rlctl_train.memory_watch import MemoryWatch, Usage
 from rlctl_train.prepare import Teacher
 from rlctl_train.registry import ENGINES, LOSSES, ROLLOUTS, load
 from rlctl_train.rollout.base import Peers, Sampling
+from rlctl_train.stacks import Traceable
 
 Layout = Sequence[Sequence[int]]
 Objective = Literal["policy", "value", "supervised", "outcome"]
@@ -67,7 +67,7 @@ class WorkerSpec:
         return self.config.model.type == "pretrained" and self.config.model.trust_remote_code
 
 
-class EngineWorker:
+class EngineWorker(Traceable):
     """One rank of one model role."""
 
     def __init__(self, spec: WorkerSpec, role: Role, rank: int, world: int) -> None:
@@ -107,10 +107,6 @@ class EngineWorker:
             trust_remote_code=spec.trust_remote_code,
         )
         self._engine.offload()
-
-    def pid(self) -> int:
-        """Return the process id of this worker."""
-        return os.getpid()
 
     def logprobs(self, rows: list[int], layout: Layout, *parts: Batch) -> Batch:
         """Return column `old_logp` for `rows`, and `sum_pi_squared` where the algorithm reads it."""
@@ -282,7 +278,7 @@ class EngineWorker:
         return PolicyObjective(loss, algo, self._spec.config.rollout.max_response_tokens, entropy_coef)
 
 
-class RolloutWorker:
+class RolloutWorker(Traceable):
     """One rollout engine, or one rank of it where several split the model (`world` of them)."""
 
     def __init__(self, spec: WorkerSpec, rank: int, world: int) -> None:
@@ -311,10 +307,6 @@ class RolloutWorker:
             trust_remote_code=spec.trust_remote_code,
             peers=peers,
         )
-
-    def pid(self) -> int:
-        """Return the process id of this worker."""
-        return os.getpid()
 
     def generate(
         self, prompts: list[list[int]], groups: list[int], rows: list[int], sampling: Sampling

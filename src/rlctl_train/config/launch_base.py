@@ -12,7 +12,8 @@ class Launching(Config):
     """What every way of launching has."""
 
     max_restarts: NonNegativeInt = 3
-    """How often a job goes back to its last checkpoint by itself after losing a worker or a node."""
+    """How often a job replaces lost workers by itself: a rollout engine within its step, any other worker or a node by
+    going back to the last checkpoint; 0 ends it at the first loss."""
 
 
 class Elsewhere(Launching):

@@ -68,7 +68,7 @@ class CheckpointConfig(Config):
 
 
 class HealthConfig(Config):
-    """Checks that stop or warn before a run goes silently wrong."""
+    """Checks that stop or warn before a run goes silently wrong, or stands still."""
 
     logprob_gap: PositiveFloat | None = None
     """Largest gap between sampled and recomputed log-probabilities at the first step, in nats.
@@ -92,6 +92,12 @@ class HealthConfig(Config):
         Literal["stop", "warn"], Choices({"stop": "end the run with exit code 3", "warn": "say so once and go on"})
     ] = "warn"
     """What happens when `probs_diff`, `rollout_kl` or `chi_square` fails."""
+    stall_after_s: PositiveFloat | None = 1800.0
+    """Longest time without any progress, in seconds; unset waits for ever.
+
+    A phase that begins or ends is progress, and a rollout engine that has sampled its share. While workers start,
+    ray.start_timeout_s comes on top. Then the stacks of all processes are written to `logs/`, and the workers that
+    stand still count as lost."""
 
 
 class TelemetryConfig(Config):

@@ -93,6 +93,7 @@ GLOSSARY = (
     Meaning("perf/max_memory_allocated_gb", "GiB", "Most that torch had handed out on a device in the step."),
     Meaning("health/logprob_gap", "nats", "Largest difference between sampled and recomputed log-probabilities."),
     Meaning("health/logprob_gap_mean", "nats", "Mean difference between sampled and recomputed log-probabilities."),
+    Meaning("health/restarts", "count", "Times that this job has replaced lost workers so far."),
     Meaning("training/rollout_probs_diff_{mean,max,std}", "ratio", "Gap of sampled and recomputed probabilities."),
     Meaning("training/rollout_actor_probs_pearson_corr", "ratio", "Correlation of the two probabilities (Pearson)."),
     Meaning("rollout_corr/kl", "nats", "Mean over response tokens of rollout less trainer log-probability."),
