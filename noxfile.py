@@ -35,6 +35,7 @@ packages = {name for name in names if not name.endswith(".dist-info")}
 presets = {file.name for file in (data("rlctl") / "presets").iterdir() if file.name.endswith(".toml")}
 assert packages == {"rlctl", "rlctl_hw", "rlctl_train"}, packages
 assert "quickstart.toml" in presets, presets
+assert (data("rlctl") / "sky" / "nodes.yaml").is_file()
 print("landed:", *sorted(packages), "with", len(presets), "presets")
 """
 

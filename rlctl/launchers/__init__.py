@@ -11,7 +11,7 @@ from rlctl.launchers.base import Launcher
 if TYPE_CHECKING:
     from rlctl.rundir import Run
 
-LAUNCHERS = {"local": "rlctl.launchers.local:LocalLauncher"}
+LAUNCHERS = {"local": "rlctl.launchers.local:LocalLauncher", "cloud": "rlctl.launchers.cloud:CloudLauncher"}
 STOP_POLL_S = 0.1
 
 

@@ -4,28 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
-from rlctl_train.config.base import Config
-from rlctl_train.config.launch_environment import EnvironmentConfig, SameEnvironment, WheelEnvironment
-
-
-class Launching(Config):
-    """What every way of launching has."""
-
-    max_restarts: NonNegativeInt = 3
-    """How often a job goes back to its last checkpoint by itself after losing a worker or a node."""
-
-
-class Elsewhere(Launching):
-    """What every way of launching on other machines has."""
-
-    machine: str | None = None
-    """One of the machines, as `DEVICE:COUNT` such as h100-80gb:8 or cpu:2; `--gpus` sets it."""
-    nodes: PositiveInt = 1
-    """How many of them; `--nodes` sets it."""
-    environment: EnvironmentConfig = SameEnvironment()
-    """The interpreter and packages there."""
+from rlctl_train.config.launch_base import Elsewhere, Launching
+from rlctl_train.config.launch_cloud import CloudLaunch
 
 
 class LocalLaunch(Launching):
@@ -48,18 +30,6 @@ class SlurmLaunch(Elsewhere):
     type: Literal["slurm"] = "slurm"
     partition: str | None = None
     """Partition of the job; unset leaves it to Slurm."""
-
-
-class CloudLaunch(Elsewhere):
-    """A cloud or Kubernetes, through SkyPilot."""
-
-    type: Literal["cloud"] = "cloud"
-    infra: str | None = None
-    """Where, as SkyPilot names it: aws, gcp/us-central1, k8s, …; unset takes the cheapest that is set up."""
-    spot: bool = False
-    """Take machines that may be taken back, at a lower price; `--spot` sets it."""
-    environment: EnvironmentConfig = WheelEnvironment()
-    """The interpreter and packages there."""
 
 
 LaunchConfig = Annotated[LocalLaunch | RayLaunch | SlurmLaunch | CloudLaunch, Field(discriminator="type")]

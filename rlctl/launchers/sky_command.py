@@ -1,0 +1,163 @@
+"""Calling `sky` as a command of its own environment: its pins and its import of seconds stay out of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rlctl import settings
+from rlctl_train.config.errors import LAUNCH, UserError
+
+ASK_LIMIT_S = 60.0
+"""Longest wait for an answer; a first call also starts SkyPilot's server."""
+INSPECT_LIMIT_S = 120.0
+QUIET = {"SKYPILOT_DISABLE_USAGE_COLLECTION": "1", "SKYPILOT_SUPPRESS_PROGRESS": "1"}
+INSTALL = 'install it in an environment of its own: `pipx install "skypilot[aws]"` (or gcp, azure, kubernetes, …)'
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+INSPECT = """
+import json, sys
+answer = {"problem": None, "offers": None, "known": None}
+given = json.load(sys.stdin)
+try:
+    import sky
+    sky.Task.from_yaml_config(given["task"])
+except Exception as error:
+    answer["problem"] = str(error).strip() or type(error).__name__
+if given["accelerator"] and answer["problem"] is None:
+    try:
+        from sky import catalog
+        name, _, count = given["accelerator"].partition(":")
+        found = catalog.list_accelerators(gpus_only=True, name_filter=f"^{name}$", case_sensitive=False,
+            quantity_filter=int(count or 1), clouds=given["cloud"] or None, all_regions=False, require_price=False)
+        rows = [row for rows in found.values() for row in rows]
+        prices = [row.spot_price if given["spot"] else row.price for row in rows]
+        prices = [price for price in prices if price is not None and price == price and price > 0]
+        answer["known"] = bool(rows)
+        answer["offers"] = min(prices) if prices else None
+    except Exception:
+        pass
+json.dump(answer, sys.stdout)
+"""
+"""Run by SkyPilot's own Python: whether it takes the task, and the lowest price of such a machine per hour."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What SkyPilot itself says of a task, without starting anything."""
+
+    problem: str | None
+    """Why it refuses the task."""
+    usd_per_hour: float | None
+    """Lowest listed price of one such machine; None where it is not known."""
+    is_offered: bool | None
+    """Whether its catalogue has such a machine there; None where it cannot say."""
+
+
+def find() -> Path | None:
+    """Return the command: the one of the person's settings, else the one on the path."""
+    asked = settings.load().sky
+    if asked is not None:
+        return asked.expanduser() if asked.expanduser().is_file() else None
+    found = shutil.which("sky")
+    return None if found is None else Path(found)
+
+
+def command() -> Path:
+    """Return the command, or refuse with the way to get it."""
+    found = find()
+    if found is None:
+        asked = settings.load().sky
+        where = f"{asked} (RLCTL_SKY, or sky in settings.toml)" if asked is not None else "the path"
+        raise UserError(f"there is no `sky` command at {where}", INSTALL, exit_code=LAUNCH)
+    return found
+
+
+def run(arguments: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> None:
+    """Run one command to its end, its output in `log`; raise with the last lines when it fails."""
+    with log.open("ab") as file:
+        done = subprocess.run(
+            [str(command()), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env={**environment, **QUIET},
+        )
+    if done.returncode != 0:
+        text = ANSI.sub("", log.read_text(encoding="utf-8", errors="replace"))
+        last = [line.strip() for line in text.splitlines() if line.strip()][-4:]
+        raise UserError(
+            f"`sky {arguments[0]}` failed: {' | '.join(last)}",
+            "read the message; `sky check` says which places are set up, `sky status` what is left running",
+            exit_code=LAUNCH,
+        )
+
+
+def ask(*arguments: str, limit_s: float = ASK_LIMIT_S) -> str | None:
+    """Return what a command prints, or None when it fails, is missing or takes too long."""
+    found = find()
+    if found is None:
+        return None
+    try:
+        done = subprocess.run(
+            [str(found), *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            timeout=limit_s, env={**os.environ, **QUIET},
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return ANSI.sub("", done.stdout) if done.returncode == 0 else None
+
+
+def ask_json(*arguments: str) -> Any:
+    """Return the JSON a command prints after whatever else it says, or None."""
+    text = ask(*arguments, "--output", "json")
+    if text is None:
+        return None
+    starts = [match.start() for match in re.finditer(r"^[\[{]", text, re.MULTILINE)]
+    for start in starts:
+        try:
+            return json.JSONDecoder().raw_decode(text[start:])[0]
+        except ValueError:
+            continue
+    return None
+
+
+def inspect(task: Mapping[str, Any], *, accelerator: str | None, cloud: str, spot: bool) -> Verdict | None:
+    """Have SkyPilot's own Python look at a task, offline; None where there is no SkyPilot."""
+    python = _python()
+    given = {"task": task, "accelerator": accelerator, "cloud": cloud, "spot": spot}
+    return None if python is None else _inspect(python, json.dumps(given))
+
+
+@cache
+def _inspect(python: str, given: str) -> Verdict | None:
+    try:
+        done = subprocess.run(
+            [python, "-c", INSPECT], input=given, capture_output=True, text=True, timeout=INSPECT_LIMIT_S,
+            env={**os.environ, **QUIET},
+        )  # fmt: skip
+        answer = json.loads(done.stdout[done.stdout.rindex('{"problem"') :])
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
+    return Verdict(answer["problem"], answer["offers"], answer["known"])
+
+
+def _python() -> str | None:
+    """Return the interpreter that the `sky` command names in its first line."""
+    found = find()
+    if found is None:
+        return None
+    with found.open("rb") as file:
+        first = file.readline(500).decode("utf-8", errors="replace").strip()
+    if not first.startswith("#!"):
+        return None
+    words = first[2:].split()
+    return words[0] if words and Path(words[0]).name.startswith("python") else None
