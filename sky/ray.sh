@@ -18,9 +18,11 @@ start_ray() {
 }
 
 stop_ray() {
-    kill -TERM "$ray_pid" 2>/dev/null || return 0
-    for _ in $(seq 50); do kill -0 "$ray_pid" 2>/dev/null || return 0; sleep 0.2; done
+    local code=$?
+    kill -TERM "$ray_pid" 2>/dev/null || true
+    for _ in $(seq 50); do kill -0 "$ray_pid" 2>/dev/null || break; sleep 0.2; done
     kill -KILL -- "-$ray_pid" 2>/dev/null || true
+    [ $code != 0 ] || rm -rf "$RAY_TMPDIR" # after a failure its logs are worth reading
 }
 
 if [ "$rank" != 0 ]; then
@@ -36,7 +38,7 @@ fi
 mkdir -p "$RAY_TMPDIR"
 start_ray --head --port="$port" --ray-client-server-port=$((port + 1)) --include-dashboard=false
 export RLCTL_RAY_ADDRESS=$head:$port
-"$RLCTL_PYTHON" - "$RLCTL_RAY_ADDRESS" "$nodes" "$((deadline - SECONDS))" <<'PYTHON'
+"$python" - "$RLCTL_RAY_ADDRESS" "$nodes" "$((deadline - SECONDS))" <<'PYTHON'
 import socket, sys, time
 address, nodes, seconds = sys.argv[1], int(sys.argv[2]), time.monotonic() + float(sys.argv[3])
 while True:

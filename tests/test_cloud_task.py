@@ -43,6 +43,7 @@ def test_every_golden_launch_passes_our_checks(place: str, tmp_path: Path) -> No
         ({"infra": "aws", "spot": True}, "launch.spot needs launch.bucket"),
         ({"infra": "aws", "nodes": 2}, "launch.nodes=2 needs launch.bucket"),
         ({"machine": "910b2:8"}, "SkyPilot has no name for 910b2-64gb"),
+        ({"accelerators": "H100"}, "launch.accelerators=H100 is not NAME:COUNT"),
         ({"machine": "./survey.json"}, "launch.machine=./survey.json is not a machine"),
         ({"secrets": ["NO_SUCH_TOKEN"]}, "launch.secrets names NO_SUCH_TOKEN, which is not set here"),
     ],

@@ -18,47 +18,44 @@ from rlctl_train.config.errors import LAUNCH, UserError
 
 ASK_LIMIT_S = 60.0
 """Longest wait for an answer; a first call also starts SkyPilot's server."""
-INSPECT_LIMIT_S = 120.0
+INSPECT_LIMIT_S = 90.0
 QUIET = {"SKYPILOT_DISABLE_USAGE_COLLECTION": "1", "SKYPILOT_SUPPRESS_PROGRESS": "1"}
 INSTALL = 'install it in an environment of its own: `pipx install "skypilot[aws]"` (or gcp, azure, kubernetes, …)'
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 INSPECT = """
 import json, sys
-answer = {"problem": None, "offers": None, "known": None}
 given = json.load(sys.stdin)
+import sky
+problem = None
 try:
-    import sky
     sky.Task.from_yaml_config(given["task"])
-except Exception as error:
-    answer["problem"] = str(error).strip() or type(error).__name__
-if given["accelerator"] and answer["problem"] is None:
-    try:
-        from sky import catalog
-        name, _, count = given["accelerator"].partition(":")
-        found = catalog.list_accelerators(gpus_only=True, name_filter=f"^{name}$", case_sensitive=False,
-            quantity_filter=int(count or 1), clouds=given["cloud"] or None, all_regions=False, require_price=False)
-        rows = [row for rows in found.values() for row in rows]
-        prices = [row.spot_price if given["spot"] else row.price for row in rows]
-        prices = [price for price in prices if price is not None and price == price and price > 0]
-        answer["known"] = bool(rows)
-        answer["offers"] = min(prices) if prices else None
-    except Exception:
-        pass
-json.dump(answer, sys.stdout)
+except ValueError as error:
+    problem = str(error).strip()
+print("rlctl " + json.dumps({"problem": problem}), flush=True)
+if given["accelerator"] and problem is None:
+    from sky import catalog
+    name, _, count = given["accelerator"].partition(":")
+    found = catalog.list_accelerators(gpus_only=True, name_filter=f"^{name}$", case_sensitive=False,
+        quantity_filter=int(count or 1), clouds=given["cloud"] or None, all_regions=False, require_price=False)
+    rows = [row for rows in found.values() for row in rows]
+    prices = [row.spot_price if given["spot"] else row.price for row in rows]
+    prices = [price for price in prices if price is not None and price > 0]
+    print("rlctl " + json.dumps({"is_offered": bool(rows), "usd_per_hour": min(prices, default=None)}), flush=True)
 """
-"""Run by SkyPilot's own Python: whether it takes the task, and the lowest price of such a machine per hour."""
+"""Run by SkyPilot's own Python: whether it takes the task; then, from its price list, which it may have to download,
+whether and at what price there is such a machine."""
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What SkyPilot itself says of a task, without starting anything."""
 
-    problem: str | None
+    problem: str | None = None
     """Why it refuses the task."""
-    usd_per_hour: float | None
+    usd_per_hour: float | None = None
     """Lowest listed price of one such machine; None where it is not known."""
-    is_offered: bool | None
+    is_offered: bool | None = None
     """Whether its catalogue has such a machine there; None where it cannot say."""
 
 
@@ -79,6 +76,19 @@ def command() -> Path:
         where = f"{asked} (RLCTL_SKY, or sky in settings.toml)" if asked is not None else "the path"
         raise UserError(f"there is no `sky` command at {where}", INSTALL, exit_code=LAUNCH)
     return found
+
+
+def python() -> str | None:
+    """Return the interpreter that the `sky` command names in its first line."""
+    found = find()
+    if found is None:
+        return None
+    with found.open("rb") as file:
+        first = file.readline(500).decode("utf-8", errors="replace").strip()
+    if not first.startswith("#!"):
+        return None
+    words = first[2:].split()
+    return words[0] if words and Path(words[0]).name.startswith("python") else None
 
 
 def run(arguments: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> None:
@@ -132,32 +142,22 @@ def ask_json(*arguments: str) -> Any:
 
 def inspect(task: Mapping[str, Any], *, accelerator: str | None, cloud: str, spot: bool) -> Verdict | None:
     """Have SkyPilot's own Python look at a task, offline; None where there is no SkyPilot."""
-    python = _python()
+    interpreter = python()
     given = {"task": task, "accelerator": accelerator, "cloud": cloud, "spot": spot}
-    return None if python is None else _inspect(python, json.dumps(given))
+    return None if interpreter is None else _inspect(interpreter, json.dumps(given))
 
 
 @cache
-def _inspect(python: str, given: str) -> Verdict | None:
+def _inspect(interpreter: str, given: str) -> Verdict | None:
+    environment = {**os.environ, **QUIET}
+    process = subprocess.Popen(
+        [interpreter, "-c", INSPECT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True, env=environment,
+    )  # fmt: skip
     try:
-        done = subprocess.run(
-            [python, "-c", INSPECT], input=given, capture_output=True, text=True, timeout=INSPECT_LIMIT_S,
-            env={**os.environ, **QUIET},
-        )  # fmt: skip
-        answer = json.loads(done.stdout[done.stdout.rindex('{"problem"') :])
-    except (OSError, ValueError, subprocess.TimeoutExpired):
-        return None
-    return Verdict(answer["problem"], answer["offers"], answer["known"])
-
-
-def _python() -> str | None:
-    """Return the interpreter that the `sky` command names in its first line."""
-    found = find()
-    if found is None:
-        return None
-    with found.open("rb") as file:
-        first = file.readline(500).decode("utf-8", errors="replace").strip()
-    if not first.startswith("#!"):
-        return None
-    words = first[2:].split()
-    return words[0] if words and Path(words[0]).name.startswith("python") else None
+        text, _ = process.communicate(given, timeout=INSPECT_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        text, _ = process.communicate()  # the price list did not come; what was said before it stands
+    said = [json.loads(line.removeprefix("rlctl ")) for line in text.splitlines() if line.startswith("rlctl {")]
+    return Verdict(**{key: value for one in said for key, value in one.items()}) if said else None

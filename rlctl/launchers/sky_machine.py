@@ -30,6 +30,7 @@ LACKS = {
     "slurm": {"spot": "has no spot machines", "bucket": "mounts no buckets"},
 }
 """Place -> setting -> why SkyPilot 0.14 refuses it there."""
+ASKED = re.compile(r"[\w.-]+:[1-9]\d*")
 MACHINE = re.compile(r"(?P<name>[\w.-]+?)(?::(?P<count>\d+))?")
 
 
@@ -42,6 +43,9 @@ def place(config: CloudLaunch) -> str:
 def accelerators(config: CloudLaunch) -> str | None:
     """Return NAME:COUNT for SkyPilot, or None for a machine without accelerators."""
     if config.accelerators is not None:
+        if not ASKED.fullmatch(config.accelerators):
+            what = f"launch.accelerators={config.accelerators} is not NAME:COUNT"
+            raise UserError(what, "write it like H100-SXM:8; `sky show-gpus --all` lists the names")
         return config.accelerators
     name, count = _parse(config)
     if name == "cpu":
@@ -67,7 +71,7 @@ def cpu_cores(config: CloudLaunch) -> int | None:
 def devices_per_machine(config: CloudLaunch) -> int:
     """Return how many accelerators one machine has."""
     named = accelerators(config)
-    return 0 if named is None else int(named.rpartition(":")[2]) if ":" in named else 1
+    return 0 if named is None else int(named.rpartition(":")[2])
 
 
 def check_place(config: CloudLaunch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from rlctl.launchers import sky_environment
 from rlctl.launchers.base import Order
 from rlctl.launchers.sky_machine import accelerators, cpu_cores, devices_per_machine, place
 from rlctl.launchers.sky_upload import uploads
@@ -66,9 +67,9 @@ def _values(order: Order) -> dict[str, Any]:
     return {
         "name": cluster(order.name), "nodes": config.nodes, "infra": config.infra,
         "accelerators": accelerators(config), "cpus": None if cores is None else f"{cores}+",
-        "disk_gib": config.disk_gib, "image": config.image, "autostop": autostop, "max_restarts": config.max_restarts,
+        "disk_gib": config.disk_gib, "image": sky_environment.image(config), "autostop": autostop, "max_restarts": config.max_restarts,
         "envs": _envs(order), "secrets": dict.fromkeys(secret_names(order)), "file_mounts": _file_mounts(order),
-        "setup": "\n".join(["set -e", *config.setup]) + "\n" if config.setup else None,
+        "setup": _lines(sky_environment.setup_lines(config)), "environment": _lines(sky_environment.run_lines(config)),
     }  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def _envs(order: Order) -> dict[str, str]:
     # A private Ray sizes its store by itself; where all share one machine's memory, the plan says how much.
     store = "" if cores is None else str(int(order.plan.object_store_gib * 2**30))
     own = {
-        "RLCTL_RUN": order.name, "RLCTL_PYTHON": config.python, "RLCTL_BUCKET": shared,
+        "RLCTL_RUN": order.name, "RLCTL_BUCKET": shared,
         "RLCTL_GPUS": str(devices_per_machine(config)), "RLCTL_CPUS": "" if cores is None else str(cores),
         "RLCTL_STORE": store,
     }  # fmt: skip
@@ -104,9 +105,15 @@ def _fill(node: Any, values: dict[str, Any]) -> Any:
     if not isinstance(node, str) or not PLACEHOLDER.search(node):
         return node
     names = PLACEHOLDER.findall(node)
-    if all(name.endswith(".sh") for name in names):
-        return "\n".join((folder() / name).read_text(encoding="utf-8") for name in names)
-    return values[names[0]]
+    if len(names) == 1:
+        return values[names[0]]
+    return "\n".join(
+        values[name] if name in values else (folder() / name).read_text(encoding="utf-8") for name in names
+    )
+
+
+def _lines(lines: tuple[str, ...]) -> str | None:
+    return "".join(f"{line}\n" for line in lines) or None
 
 
 class _Readable(yaml.SafeDumper):
