@@ -11,7 +11,10 @@ from rlctl.launchers.base import Launcher
 if TYPE_CHECKING:
     from rlctl.rundir import Run
 
-LAUNCHERS = {"local": "rlctl.launchers.local:LocalLauncher", "cloud": "rlctl.launchers.cloud:CloudLauncher"}
+LAUNCHERS = {
+    "local": "rlctl.launchers.local:LocalLauncher",
+    "cloud": "rlctl.launchers.cloud:CloudLauncher",
+}
 STOP_POLL_S = 0.1
 
 
@@ -19,6 +22,13 @@ def load(name: str) -> Launcher:
     """Import the launcher of that name."""
     module, _, attribute = LAUNCHERS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)()
+
+
+def fetch(run: Run) -> None:
+    """Bring the files of a run here, where it has a job that writes elsewhere."""
+    job = run.job()
+    if job is not None:
+        load(job.launcher).fetch(run)
 
 
 def stop(run: Run, timeout_s: float) -> bool:
