@@ -52,7 +52,7 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run every test that needs neither a GPU nor vLLM, but the longest."""
     env = environment(session, "train", "-e", ".[train,math,peft,test]")
-    choice = ("-m", "not vllm and not gpu and not long and not sky", "--ignore=tests/vllm")
+    choice = ("-m", "not vllm and not gpu and not long and not sky and not cloud", "--ignore=tests/vllm")
     session.run(env / "python", "-m", "pytest", *choice, *session.posargs, env=ONE_THREAD)
 
 
@@ -73,10 +73,13 @@ def vllm(session: nox.Session) -> None:
 @nox.session
 def sky(session: nox.Session) -> None:
     """Hand every cloud task to the real SkyPilot, which lives in an environment of its own."""
-    env = environment(session, "train", "-e", ".[train,math,peft,test]")
-    cloud = environment(session, "sky", SKYPILOT)
-    variables = {**ONE_THREAD, "RLCTL_SKY": str(cloud / "sky")}
-    session.run(env / "python", "-m", "pytest", "-m", "sky", *session.posargs, env=variables)
+    with_skypilot(session, "sky")
+
+
+@nox.session
+def cloud(session: nox.Session) -> None:
+    """Run on two nodes through SkyPilot's Slurm cloud, on a Slurm on this machine (minutes; root on Debian)."""
+    with_skypilot(session, "cloud")
 
 
 @nox.session
@@ -183,6 +186,14 @@ def environment(session: nox.Session, name: str, *packages: str, remove: Sequenc
             session.run(*pip, "uninstall", "-y", *remove)
         done.touch()
     return folder / "bin"
+
+
+def with_skypilot(session: nox.Session, marker: str) -> None:
+    """Run the tests of that marker beside SkyPilot in an environment of its own, `.nox/sky`."""
+    env = environment(session, "train", "-e", ".[train,math,peft,test]")
+    skypilot = environment(session, "sky", SKYPILOT, "uv")
+    variables = {**ONE_THREAD, "RLCTL_SKY": str(skypilot / "sky")}
+    session.run(env / "python", "-m", "pytest", "-m", marker, *session.posargs, env=variables)
 
 
 def try_out(session: nox.Session, artifact: Path) -> None:

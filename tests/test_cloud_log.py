@@ -39,9 +39,17 @@ def test_a_job_of_one_node_has_another_prefix(tmp_path: Path) -> None:
     assert RunFiles(tmp_path).driver_log.read_text() == "hello\n"
 
 
-def test_a_log_without_lines_of_the_run_writes_nothing(tmp_path: Path) -> None:
-    sky_log.store("Cluster 'rlctl-x' does not exist.\n", RunFiles(tmp_path))
-    assert list(tmp_path.iterdir()) == []
+def test_a_log_without_lines_of_the_run_is_kept_whole(tmp_path: Path) -> None:
+    sky_log.store("no module named torch\nJob 1's setup failed\n", RunFiles(tmp_path))
+    assert RunFiles(tmp_path).driver_log.read_text() == "no module named torch\nJob 1's setup failed\n"
+
+
+def test_what_an_earlier_job_printed_stays(tmp_path: Path) -> None:
+    files = RunFiles(tmp_path)
+    sky_log.store("(rlctl-x, pid=1) first\n", files)
+    for more in ("", "(rlctl-x, pid=2) third\n"):
+        sky_log.store("(rlctl-x, pid=2) second\n" + more, files, before=len("first\n"))
+    assert files.driver_log.read_text() == "first\nsecond\nthird\n"
 
 
 def test_a_log_read_again_leaves_the_files_alone(tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ class CloudLauncher:
                 f"SkyPilot has a cluster {name} already, and it is not this run's", "choose another --name",
                 exit_code=LAUNCH,
             )  # fmt: skip
-        started = time.time()
+        started, log = time.time(), files.driver_log
+        log_bytes = log.stat().st_size if log.is_file() else 0
         files.task.write_text(sky_task.task(order), encoding="utf-8")
         files.logs.mkdir(exist_ok=True)
         token = {sky_task.TOKEN_VARIABLE: secrets.token_hex(32)}
@@ -86,7 +87,7 @@ class CloudLauncher:
                 sky_command.ask("down", "--yes", name, limit_s=DOWN_LIMIT_S)
             raise
         _asked.pop(str(order.root), None)
-        facts = {"managed": config.spot, "nodes": config.nodes}
+        facts = {"managed": config.spot, "nodes": config.nodes, "log_bytes": log_bytes}
         return Job(NAME, name, socket.gethostname(), str(order.cwd), started, facts)
 
     def status(self, run: Run) -> JobStatus:
@@ -113,7 +114,7 @@ class CloudLauncher:
         text = sky_command.ask(*words, "--no-follow", "--tail", "0")
         _fetched[key] = time.monotonic()
         if text is not None:
-            sky_log.store(text, run.files)
+            sky_log.store(text, run.files, job.facts["log_bytes"])
 
     def interrupt(self, run: Run) -> None:
         """Ask the driver to save and leave; a managed job is cancelled, which leaves it SkyPilot's half a minute."""

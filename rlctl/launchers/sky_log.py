@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rlctl_train.config.layout import RunFiles, write_json
@@ -18,8 +19,12 @@ PREFIX = re.compile(r"^\((?:head|worker\d+|[^()\s]+), (?:rank=\d+, )?pid=\d+(?:,
 MARK = "rlctl::"
 
 
-def store(text: str, files: RunFiles) -> None:
-    """Write what a log says into the run folder; a log seen before changes nothing."""
+def store(text: str, files: RunFiles, before: int = 0) -> None:
+    """Write what a log says into the run folder; a log seen before changes nothing.
+
+    The first `before` bytes of the driver's output are of earlier jobs and stay. A log in which the run has not said
+    anything is kept whole: it tells why.
+    """
     printed: list[str] = []
     rows: dict[tuple[Any, Any], str] = {}
     last: dict[str, Any] = {}
@@ -32,11 +37,12 @@ def store(text: str, files: RunFiles) -> None:
         else:
             printed.append(line)
     if not printed and not rows and not last:
-        return
+        printed = text.splitlines()
     files.logs.mkdir(exist_ok=True)
-    _replace(files.driver_log, printed)
+    earlier = files.driver_log.read_bytes()[:before].decode("utf-8", errors="replace") if before else ""
+    _replace(files.driver_log, earlier + _joined(printed))
     if rows:
-        _replace(files.metrics, list(rows.values()))
+        _replace(files.metrics, _joined(rows.values()))
     for kind, path in (("status", files.status), ("summary", files.summary)):
         if kind in last:
             write_json(path, last[kind])
@@ -62,8 +68,11 @@ def _marked(line: str) -> tuple[str | None, Any]:
     return (kind, found) if isinstance(found, dict) else (None, None)
 
 
-def _replace(path: Any, lines: list[str]) -> None:
-    text = "".join(f"{line}\n" for line in lines)
+def _joined(lines: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _replace(path: Path, text: str) -> None:
     if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
         temporary = path.with_name(f".{path.name}.new")
         temporary.write_text(text, encoding="utf-8")
