@@ -1,6 +1,7 @@
 # The run folder: on this machine's disk, under the same path on every node. What must survive is in $RLCTL_BUCKET:
 # checkpoints are written there at once, everything else is copied as it grows.
 set -euo pipefail
+set +m # SkyPilot's shell has job control, which would make each process below a group that it leads
 run=$HOME/rlctl-runs/$RLCTL_RUN
 kept=${RLCTL_BUCKET:+${RLCTL_BUCKET/#\~/$HOME}/$RLCTL_RUN}
 rank=${SKYPILOT_NODE_RANK:-0}

@@ -27,7 +27,7 @@ case "$1 $2" in
 "launch "* | "jobs launch") env | grep ^RAY_AUTH_TOKEN >token; echo "no such machines"; [ ! -e fail ] ;;
 "status "* | "queue "*) echo "Fetching..."; cat "$1.json" ;;
 "jobs queue") cat jobs.json ;;
-"logs "* | "jobs logs") cat logs.txt ;;
+"logs "* | "jobs logs") cat logs.txt; exit 100 ;;
 esac
 """
 NAME = "rlctl-golden"

@@ -33,8 +33,8 @@ exit ${CODE:-0}
 def start(
     home: Path, scripts: tuple[str, ...], rank: int = 0, python: str = sys.executable, **variables: str
 ) -> subprocess.Popen[str]:
-    """Run the scripts as SkyPilot would on one node."""
-    text = "\n".join([f"python={python}", *((sky_task.folder() / name).read_text() for name in scripts)])
+    """Run the scripts as SkyPilot would on one node: in a shell with job control."""
+    text = "\n".join(["set -m", f"python={python}", *((sky_task.folder() / name).read_text() for name in scripts)])
     given = {
         "HOME": str(home), "RLCTL_RUN": "mine", "RLCTL_BUCKET": "", "RLCTL_GPUS": "0",
         "RLCTL_CPUS": "2", "RLCTL_STORE": "200000000", "SKYPILOT_NODE_RANK": str(rank), "SKYPILOT_TASK_ID": str(home),

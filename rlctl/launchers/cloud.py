@@ -111,7 +111,7 @@ class CloudLauncher:
         if time.monotonic() - _fetched.get(key, float("-inf")) < self.poll_s:
             return
         words = ("jobs", "logs", "--name", job.id) if job.facts["managed"] else ("logs", job.id)
-        text = sky_command.ask(*words, "--no-follow", "--tail", "0")
+        text = sky_command.ask(*words, "--no-follow", "--tail", "0", good=sky_command.LOG_CODES)
         _fetched[key] = time.monotonic()
         if text is not None:
             sky_log.store(text, run.files, job.facts["log_bytes"])

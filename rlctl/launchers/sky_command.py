@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,8 @@ from rlctl_train.config.errors import LAUNCH, UserError
 
 ASK_LIMIT_S = 60.0
 """Longest wait for an answer; a first call also starts SkyPilot's server."""
+LOG_CODES = (0, 100, 101, 103)
+"""Of `sky logs`: the job succeeded, failed, has not ended, was cancelled; 102 means that there is none."""
 INSPECT_LIMIT_S = 90.0
 QUIET = {"SKYPILOT_DISABLE_USAGE_COLLECTION": "1", "SKYPILOT_SUPPRESS_PROGRESS": "1"}
 INSTALL = 'install it in an environment of its own: `pipx install "skypilot[aws]"` (or gcp, azure, kubernetes, …)'
@@ -111,8 +113,8 @@ def run(arguments: Sequence[str], *, log: Path, environment: Mapping[str, str]) 
         )
 
 
-def ask(*arguments: str, limit_s: float = ASK_LIMIT_S) -> str | None:
-    """Return what a command prints, or None when it fails, is missing or takes too long."""
+def ask(*arguments: str, limit_s: float = ASK_LIMIT_S, good: Container[int] = (0,)) -> str | None:
+    """Return what a command prints, or None when it is missing, takes too long or ends with a code that is not good."""
     found = find()
     if found is None:
         return None
@@ -123,7 +125,7 @@ def ask(*arguments: str, limit_s: float = ASK_LIMIT_S) -> str | None:
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return ANSI.sub("", done.stdout) if done.returncode == 0 else None
+    return ANSI.sub("", done.stdout) if done.returncode in good else None
 
 
 def ask_json(*arguments: str) -> Any:
