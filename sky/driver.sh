@@ -2,7 +2,6 @@
 # reads them. A file `stop` in the run folder, or SIGTERM, asks it to save and leave.
 relay_status() { [ ! -f "$run/status.json" ] || echo "rlctl::status $(tr -d '\n' <"$run/status.json")"; }
 
-cd "$HOME/rlctl-work"
 rm -f "$run/stop"
 printed=$(stat -c %s "$run/logs/driver.log" 2>/dev/null || echo 0)
 # Not through a pipe: the driver must outlive whoever reads along.

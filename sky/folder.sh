@@ -7,6 +7,7 @@ kept=${RLCTL_BUCKET:+${RLCTL_BUCKET/#\~/$HOME}/$RLCTL_RUN}
 rank=${SKYPILOT_NODE_RANK:-0}
 export PATH="$(dirname "$(command -v "$python")"):$PATH"
 mkdir -p "$run/logs" "$HOME/rlctl-work"
+cd "$HOME/rlctl-work" # relative paths of the configuration are meant from here, by Ray's workers too
 
 restore() {
     [ -n "$kept" ] || return 0

@@ -110,7 +110,10 @@ def test_what_a_launch_brings_is_newer_than_what_the_bucket_has(home: Path) -> N
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_nodes_train_over_our_own_ray(tmp_path: Path) -> None:
-    files = runs.make_run(tmp_path / "rlctl-runs" / "mine", plan={"trainer_devices": 2, "rollout_devices": 2})
+    shutil.copy(Path(runs.__file__).with_name("digit_reward.py"), tmp_path)
+    reward = {"type": "custom", "path": "../digit_reward.py:digits"}  # from the folder of work on every node
+    plan = {"trainer_devices": 2, "rollout_devices": 2}
+    files = runs.make_run(tmp_path / "rlctl-runs" / "mine", plan=plan, reward=reward)
     nodes = [start(tmp_path, NODES, rank) for rank in (1, 0)]
     output, _ = nodes[1].communicate()
     assert [node.wait() for node in nodes] == [0, 0], output
