@@ -25,7 +25,7 @@ from rlctl_train.config.layout import RunFiles
 from rlctl_train.config.model import RandomModel
 
 NAME = "cloud"
-DOWN_LIMIT_S = 300.0
+DOWN_LIMIT_S, LOG_LIMIT_S = 300.0, 180.0
 _asked: dict[str, tuple[float, JobStatus]] = {}
 """What SkyPilot last said of a run, and when: an answer takes seconds."""
 _fetched: dict[str, float] = {}
@@ -111,7 +111,7 @@ class CloudLauncher:
         if time.monotonic() - _fetched.get(key, float("-inf")) < self.poll_s:
             return
         words = ("jobs", "logs", "--name", job.id) if job.facts["managed"] else ("logs", job.id)
-        text = sky_command.ask(*words, "--no-follow", "--tail", "0", good=sky_command.LOG_CODES)
+        text = sky_command.ask(*words, "--no-follow", "--tail", "0", good=sky_command.LOG_CODES, limit_s=LOG_LIMIT_S)
         _fetched[key] = time.monotonic()
         if text is not None:
             sky_log.store(text, run.files, job.facts["log_bytes"])
