@@ -20,6 +20,7 @@ nox.options.sessions = ["tests", "vllm", "lint", "types", "build", "docs"]
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+SKYPILOT = "skypilot[aws,gcp,kubernetes,slurm]==0.14.1"
 UNFIT_FOR_CPU = ("torchvision", "torchaudio", "torchcodec", "triton")
 """CUDA builds that come along with vLLM and break the import of transformers beside a CPU build of torch."""
 VERL_NEEDS = (
@@ -35,6 +36,7 @@ packages = {name for name in names if not name.endswith(".dist-info")}
 presets = {file.name for file in (data("rlctl") / "presets").iterdir() if file.name.endswith(".toml")}
 assert packages == {"rlctl", "rlctl_hw", "rlctl_train"}, packages
 assert "quickstart.toml" in presets, presets
+assert (data("rlctl") / "sky" / "nodes.yaml").is_file()
 print("landed:", *sorted(packages), "with", len(presets), "presets")
 """
 
@@ -50,7 +52,9 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run every test that needs neither a GPU nor vLLM nor Slurm, but the longest."""
     env = environment(session, "train", "-e", ".[train,math,peft,test]")
-    choice = ("-m", "not vllm and not gpu and not slurm and not long", "--ignore=tests/vllm")
+    choice = (
+        "-m", "not vllm and not gpu and not long and not slurm and not sky and not cloud", "--ignore=tests/vllm"
+    )  # fmt: skip
     session.run(env / "python", "-m", "pytest", *choice, *session.posargs, env=ONE_THREAD)
 
 
@@ -73,6 +77,25 @@ def slurm(session: nox.Session) -> None:
     """Run the tests on a real Slurm of two nodes, set up on this machine (root and Debian; installs by apt-get)."""
     env = environment(session, "train", "-e", ".[train,math,peft,test]")
     session.run(env / "python", "-m", "pytest", "-m", "slurm", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def sky(session: nox.Session) -> None:
+    """Hand every cloud task to the real SkyPilot, which lives in an environment of its own."""
+    with_skypilot(session, "sky")
+
+
+@nox.session
+def cloud(session: nox.Session) -> None:
+    """Run on two nodes through SkyPilot's Slurm cloud, on a Slurm on this machine (minutes; root on Debian)."""
+    with_skypilot(session, "cloud")
+
+
+@nox.session
+def golden(session: nox.Session) -> None:
+    """Write the golden files anew, when what they hold has changed on purpose."""
+    env = environment(session, "desk", "-e", ".[dev]")
+    session.run(env / "python", "-m", "tests.cloud_goldens")
 
 
 @nox.session
@@ -172,6 +195,14 @@ def environment(session: nox.Session, name: str, *packages: str, remove: Sequenc
             session.run(*pip, "uninstall", "-y", *remove)
         done.touch()
     return folder / "bin"
+
+
+def with_skypilot(session: nox.Session, marker: str) -> None:
+    """Run the tests of that marker beside SkyPilot in an environment of its own, `.nox/sky`."""
+    env = environment(session, "train", "-e", ".[train,math,peft,test]")
+    skypilot = environment(session, "sky", SKYPILOT, "uv")
+    variables = {**ONE_THREAD, "RLCTL_SKY": str(skypilot / "sky")}
+    session.run(env / "python", "-m", "pytest", "-m", marker, *session.posargs, env=variables)
 
 
 def try_out(session: nox.Session, artifact: Path) -> None:

@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     """Default of `telemetry.project`."""
     ray_address: str | None = None
     """Default of `ray.address`."""
+    sky: Path | None = None
+    """SkyPilot's command, in its own environment; unset takes the `sky` on the path."""
 
     @classmethod
     def settings_customise_sources(

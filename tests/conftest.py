@@ -39,6 +39,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what this machine or environment cannot run, and say so."""
     if item.get_closest_marker("vllm") is not None and find_spec("vllm") is None:
         pytest.skip("vLLM is not installed here: nox -s vllm")
+    for marker in ("sky", "cloud"):
+        if item.get_closest_marker(marker) is not None and "RLCTL_SKY" not in os.environ:
+            pytest.skip(f"SkyPilot is not here: nox -s {marker}")
     if item.get_closest_marker("gpu") is not None:
         import torch
 

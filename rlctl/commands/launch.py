@@ -14,7 +14,7 @@ from rlctl_hw.types import Hardware, Plan
 from rlctl import catalog, launchers, planning, render, rundir
 from rlctl.commands import _request, _show, _watch, doctor
 from rlctl.commands._request import FREE, FilesOption, RequestArgument
-from rlctl.launchers.base import Launcher, Order
+from rlctl.launchers.base import TERMS, Launcher, Order
 from rlctl.render import OutputOption
 from rlctl_train.config.errors import PREFLIGHT, UserError
 from rlctl_train.config.launch import LaunchConfig
@@ -74,7 +74,10 @@ def launch(
         _show_order(order, launcher, output)
         return
     _say_plan(plan)
-    doubts = bool(plan.notes or request.resolved.notes) or config.launch.type == "cloud"
+    costs = config.launch.type == "cloud"
+    if costs:
+        render.say(launcher.preview(order)[TERMS])
+    doubts = bool(plan.notes or request.resolved.notes) or costs
     if doubts and not yes and not render.ask("Start it?"):
         raise typer.Exit(0)
     origin = request.resolved.to_json() | {"asked_for": request.name}

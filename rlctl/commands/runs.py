@@ -139,10 +139,14 @@ def stop(
     name: RunArgument,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0, help="Longest wait, in seconds.")] = 120.0,
     force: Annotated[bool, typer.Option("--force", help="Kill what has not left in time; nothing is saved.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Give machines of a cloud back without a question.")] = False,
 ) -> None:
-    """Ask a run to save and leave, and wait until it has."""
+    """Ask a run to save and leave, and wait until it has; with --force, give the machines of a cloud back too."""
     run = _find(name)
     job = run.job()
+    if job is not None and job.launcher == "cloud" and force:
+        _give_back(run, timeout_s, yes=yes)
+        return
     if job is None or launchers.load(job.launcher).status(run).state == "ended":
         render.say(f"run {run.name} is not running: {run.status().state}")
         return
@@ -159,6 +163,19 @@ def stop(
         )
     launchers.load(job.launcher).kill(run)
     render.say(f"killed {run.name}; `rlctl runs resume {run.name}` continues from its last checkpoint")
+
+
+def _give_back(run: rundir.Run, timeout_s: float, *, yes: bool) -> None:
+    """Stop a run in a cloud if it still goes, and end what it costs, after a question."""
+    bucket = run.config()["launch"]["bucket"]
+    left = "nothing is kept but what is here" if bucket is None else f"{bucket} keeps its checkpoints"
+    if not yes and not render.ask(f"Give the machines of {run.name} back? {left}"):
+        raise typer.Exit(0)
+    if not launchers.stop(run, timeout_s):
+        render.say(f"{run.name} has not left after {render.duration(timeout_s)}")
+    launchers.fetch(run)
+    launchers.load("cloud").kill(run)
+    render.say(f"gave the machines of {run.name} back")
 
 
 @app.command(context_settings=FREE)

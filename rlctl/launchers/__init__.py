@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 LAUNCHERS = {
     "local": "rlctl.launchers.local:LocalLauncher",
+    "cloud": "rlctl.launchers.cloud:CloudLauncher",
     "ray": "rlctl.launchers.ray_cluster:RayLauncher",
     "slurm": "rlctl.launchers.slurm:SlurmLauncher",
 }

@@ -17,6 +17,8 @@ from rlctl_train.config import RunConfig
 if TYPE_CHECKING:
     from rlctl.rundir import Run
 
+TERMS = "resources and uploads"
+"""Title, in a preview, of what a launch takes and sends; told before the question where it costs money."""
 JobState = Literal["queued", "running", "ended", "unknown"]
 
 

@@ -33,6 +33,8 @@ class RunFiles:
     """The machines and versions that the run was planned with."""
     doctor = property(lambda self: self.root / "doctor")
     """What the doctor found on each node before training, one file a node."""
+    task = property(lambda self: self.root / "task.yaml")
+    """What SkyPilot was given, where it carries the run."""
     lock = property(lambda self: self.root / ".lock")
     """Held while a driver is started: one driver per run."""
     driver_log = property(lambda self: self.root / "logs" / "driver.log")

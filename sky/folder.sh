@@ -1,0 +1,29 @@
+# The run folder: on this machine's disk, under the same path on every node. What must survive is in $RLCTL_BUCKET:
+# checkpoints are written there at once, everything else is copied as it grows.
+set -euo pipefail
+set +m # SkyPilot's shell has job control, which would make each process below a group that it leads
+run=$HOME/rlctl-runs/$RLCTL_RUN
+kept=${RLCTL_BUCKET:+${RLCTL_BUCKET/#\~/$HOME}/$RLCTL_RUN}
+rank=${SKYPILOT_NODE_RANK:-0}
+export PATH="$(dirname "$(command -v "$python")"):$PATH"
+mkdir -p "$run/logs" "$HOME/rlctl-work"
+cd "$HOME/rlctl-work" # relative paths of the configuration are meant from here, by Ray's workers too
+
+restore() {
+    [ -n "$kept" ] || return 0
+    mkdir -p "$kept/checkpoints"
+    ln -sfn "$kept/checkpoints" "$run/checkpoints"
+    [ "$rank" = 0 ] || return 0
+    for item in "$kept"/*; do
+        case ${item##*/} in checkpoints | config.json | plan.json | origin.json) ;; *) cp -ru "$item" "$run/" ;; esac
+    done
+}
+
+keep() {
+    [ -n "$kept" ] || return 0
+    for item in "$run"/*; do
+        [ "${item##*/}" = checkpoints ] || cp -ru "$item" "$kept/"
+    done
+}
+
+restore
