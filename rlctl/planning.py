@@ -16,7 +16,8 @@ from rlctl.machine import here
 from rlctl.workload import shape_of, workload_from_config
 from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import DOES_NOT_FIT, PREFLIGHT, UserError
-from rlctl_train.config.launch import Elsewhere, LaunchConfig
+from rlctl_train.config.launch import LaunchConfig
+from rlctl_train.config.launch_base import Elsewhere
 
 USUAL_MACHINES = ("rtx4090:1", "a100-80gb:1", "h100-80gb:8", "h100-80gb:8x4", "h100-80gb:8x32")
 """From small to large: what is named to a host without accelerators."""

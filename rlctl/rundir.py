@@ -21,7 +21,7 @@ from rlctl.farside.environment import environment_of
 from rlctl.launchers.base import Job, JobStatus, Order
 from rlctl.spelling import unknown
 from rlctl_train.config.errors import LAUNCH, UserError
-from rlctl_train.config.launch import Elsewhere
+from rlctl_train.config.launch_base import Elsewhere
 from rlctl_train.config.layout import RunFiles, write_json
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

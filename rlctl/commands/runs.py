@@ -25,7 +25,7 @@ from rlctl.overrides import Assignment, parse_arguments
 from rlctl.render import OutputOption
 from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import FAILED, UserError
-from rlctl_train.config.launch import Elsewhere
+from rlctl_train.config.launch_base import Elsewhere
 
 app = typer.Typer(cls=HelpfulGroup, rich_markup_mode=None, help="List, show, follow, stop, resume and compare runs.")
 
