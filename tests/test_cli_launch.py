@@ -37,8 +37,10 @@ print("hello from the driver", flush=True)
 status("running", step=1)
 with (folder / "metrics.jsonl").open("a") as file:
     for step in (1, 2):
-        file.write(json.dumps({"step": step, "phase": "train", "critic/score/mean": 0.5, "timing_s/step": 0.1}) + "\\n")
-    file.write('{"step": 2, "phase": "checkpoint", "timing_s/save_checkpoint": 0.1}\\n')
+        row = {"step": step, "phase": "train", "critic/score/mean": 0.5, "timing_s/step": 0.1}
+        file.write(json.dumps(row | {"time": time.time()}) + "\\n")
+    row = {"step": 2, "phase": "checkpoint", "timing_s/save_checkpoint": 0.1}
+    file.write(json.dumps(row | {"time": time.time()}) + "\\n")
 if mode == "fail":
     status("failed", step=1, error={"what": "no GPU left", "remedy": "wait for one"})
     sys.exit(4)
@@ -90,7 +92,7 @@ def test_a_launch_writes_the_folder_and_follows_to_the_end(stand_in: Path, cli: 
     code, out, err = cli(
         "launch", "quickstart", "trainer.num_steps=2", "trainer.optim.warmup_steps=0", "--name", "first"
     )
-    assert (code, out) == (0, "")
+    assert (code, out) == (0, ""), err
     assert "step 1/2  reward 0.5" in err and "step 2/2" in err
     assert "done in 1 min 01 s: held-out accuracy 0.25 -> 0.9" in err
     assert "report.html" in err and "rlctl runs show first" in err

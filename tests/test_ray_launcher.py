@@ -181,7 +181,8 @@ def test_files_come_home_as_they_grow_and_for_the_last_time_at_the_end(
 ) -> None:
     cli("launch", "quickstart", "--ray", cluster.url, "--name", "far", "-d", "-y")
     ((name, job),) = cluster.jobs.items()
-    one, two = b'{"step": 1, "phase": "train"}\n', b'{"step": 2, "phase": "train"}\n'
+    one = b'{"step": 1, "time": 1.0, "phase": "train"}\n'
+    two = b'{"step": 2, "time": 2.0, "phase": "train"}\n'
     status = b'{"state": "running", "step": 1, "num_steps": 2}'
     cluster.logs[name] = f"hello\n{pack('status.json', 0, status)}{pack('metrics.jsonl', 0, one)}"
     assert json.loads(cli("runs", "ls", "-o", "json")[1])["runs"][0]["state"] == "running"
