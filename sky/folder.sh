@@ -26,4 +26,6 @@ keep() {
     done
 }
 
+relay_status() { [ ! -f "$run/status.json" ] || echo "rlctl::status $(tr -d '\n' <"$run/status.json")"; }
+
 restore

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +16,23 @@ from tests.runs import PLAN
 
 FOLDER = Path(__file__).parent / "golden"
 THREE = {"machine": "h100:8", "nodes": 3}
+HAS_ALL = {"type": "image", "image": "me/rlctl:1", "holds_rlctl": True}
+SHARED = {"type": "same", "python": "/shared/env/bin/python"}
 PLACES: dict[str, dict[str, Any]] = {
     "aws": {**THREE, "infra": "aws", "bucket": "s3://my-bucket/runs"},
     "gcp": {**THREE, "infra": "gcp/us-central1", "bucket": "gs://my-bucket/runs", "disk_gib": 1000},
     "azure": {**THREE, "infra": "azure", "bucket": "my-new-bucket"},
     "lambda": {**THREE, "infra": "lambda", "bucket": "s3://my-bucket/runs"},
-    "runpod": {**THREE, "nodes": 1, "infra": "runpod", "image": "docker:me/rlctl:1"},
+    "runpod": {**THREE, "nodes": 1, "infra": "runpod", "environment": HAS_ALL},
     "kubernetes": {**THREE, "infra": "k8s", "bucket": "/mnt/shared/runs", "envs": {"NCCL_SOCKET_IFNAME": "eth0"}},
-    "slurm": {**THREE, "infra": "slurm/mycluster/batch", "setup": ("module load cuda", "pip install ./rlctl.whl")},
+    "slurm": {**THREE, "infra": "slurm/mycluster/batch", "setup": ("module load cuda",), "environment": SHARED},
     "spot": {**THREE, "infra": "aws", "bucket": "s3://my-bucket/runs", "spot": True, "max_restarts": 5},
 }
 """Three machines of eight in each place; RunPod joins no machines, and `spot` is a managed job."""
 
 
-def order(folder: Path, *, environment: Mapping[str, str] | None = None, **launch: Any) -> Order:
-    """Return the order of a run on a published model, with its data in `folder`."""
+def order(folder: Path, *, variables: Mapping[str, str] | None = None, **launch: Any) -> Order:
+    """Return the order of a run on a published model, with its data in `folder` and these variables around it."""
     (folder / "train.parquet").write_bytes(b"rows")
     config = {
         "model": {"type": "pretrained", "path": "Qwen/Qwen2.5-7B-Instruct"},
@@ -37,8 +40,10 @@ def order(folder: Path, *, environment: Mapping[str, str] | None = None, **launc
         "reward": {"type": "math"},
         "launch": {"type": "cloud", **launch},
     }
-    environment = {"HF_TOKEN": "hf_secret"} if environment is None else environment
-    return Order(folder / "runs" / "golden", RunConfig.model_validate(config), PLAN, folder, environment)
+    variables = {"HF_TOKEN": "hf_secret"} if variables is None else variables
+    return Order(
+        folder / "runs" / "golden", RunConfig.model_validate(config), replace(PLAN, device="cuda"), folder, variables
+    )
 
 
 def text(place: str, folder: Path) -> str:

@@ -87,8 +87,8 @@ def test_a_launch_hands_over_the_task_and_a_token_that_is_written_nowhere(start:
     assert sky.told("launch") == [f"launch --yes --detach-run --cluster {NAME} {flags} {run.files.task}"]
     token = (sky.folder / "token").read_text().strip().partition("=")[2]
     assert len(token) == 64
-    written = [path.read_text() for path in run.files.root.rglob("*") if path.is_file()]
-    assert not [text for text in written if token in text or "hf_secret" in text]
+    written = [path.read_bytes() for path in run.files.root.rglob("*") if path.is_file()]
+    assert not [text for text in written if token.encode() in text or b"hf_secret" in text]
 
 
 def test_a_spot_run_is_a_managed_job(start: Callable[..., Run], sky: Sky) -> None:
@@ -159,16 +159,31 @@ def test_the_log_brings_the_run_home_with_its_exit_code(start: Callable[..., Run
     assert len(sky.told("logs")) == 1, "what has ended is read once"
 
 
-def test_stop_asks_the_driver_to_save_on_every_node(start: Callable[..., Run], sky: Sky) -> None:
+def test_stop_asks_the_driver_to_save_by_ssh(
+    start: Callable[..., Run], sky: Sky, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = start()
     sky.answers(queue={NAME: [row("RUNNING")]})
+    (sky.folder / "ssh").write_text('#!/bin/bash\necho "ssh $*" >>"$(dirname "$0")/calls"\n')
+    (sky.folder / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sky.folder}:/usr/bin:/bin")
     launchers.load("cloud").interrupt(run)
-    assert sky.told("exec") == [f"exec --detach-run --num-nodes 3 {NAME} touch ~/rlctl-runs/golden/stop"]
+    assert [call.partition(f" {NAME} ")[2] for call in sky.told("ssh")] == ["touch /tmp/rlctl-stop-$(id -u)-golden"]
+
+
+def test_a_run_that_cannot_be_reached_says_so(
+    start: Callable[..., Run], sky: Sky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start()
+    sky.answers(queue={NAME: [row("RUNNING")]})
+    monkeypatch.setattr(cloud.sky_command, "on_head", lambda cluster, line: False)
+    with pytest.raises(UserError, match="cannot be told to stop"):
+        launchers.load("cloud").interrupt(run)
 
 
 def test_stop_with_force_gives_the_machines_back(start: Callable[..., Run], sky: Sky, capfd: Any) -> None:
     start()
     sky.answers(queue={NAME: [row("SUCCEEDED")]})
     assert app.run(["runs", "stop", "golden", "--force", "-y"]) == 0
-    assert sky.told("down") == [f"down --yes {NAME}"] and sky.told("exec") == []
+    assert sky.told("down") == [f"down --yes {NAME}"]
     assert "gave the machines of golden back" in capfd.readouterr().err

@@ -18,6 +18,7 @@ LOG = f"""Tailing logs of job 1 on cluster 'rlctl-x'...
 {HEAD}rlctl::metrics {{"step": 2, "phase": "train", "critic/score/mean": 0.5}}
 {HEAD}rlctl::metrics {{"step": 2, "phase": "train", "critic/score/mean": 0.75}}
 {HEAD}rlctl::metrics {{"step": 3, "pha
+(worker1, rank=1, pid=7, ip=10.0.0.2) rlctl::doctor {{"node": 1, "host": "b"}}
 {HEAD}rlctl::summary {{"val_accuracy_end": 1.0}}
 {HEAD}rlctl::status {{"state": "done", "step": 2, "exit_code": 0}}
 ✓ Job finished (status: SUCCEEDED).
@@ -31,6 +32,7 @@ def test_a_log_becomes_a_run_folder(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in files.metrics.read_text().splitlines()]
     assert [(row["step"], row["critic/score/mean"]) for row in rows] == [(1, 0.25), (2, 0.75)]
     assert json.loads(files.status.read_text())["state"] == "done"
+    assert json.loads((files.doctor / "node-1.json").read_text())["host"] == "b"
     assert json.loads(files.summary.read_text()) == {"val_accuracy_end": 1.0}
 
 

@@ -12,6 +12,7 @@ import yaml
 from rlctl.launchers import sky_command, sky_task
 from rlctl.launchers.base import TERMS
 from rlctl.launchers.cloud import CloudLauncher
+from rlctl.launchers.sky_upload import uploads
 from rlctl_train.config.errors import UserError
 from tests import cloud_goldens
 from tests.cloud_goldens import order
@@ -57,9 +58,9 @@ def test_skypilot_takes_the_task_of_every_place(tmp_path: Path) -> None:
         tasks[place] = yaml.safe_load(sky_task.task(asked))
         tasks[place]["secrets"] = dict.fromkeys(tasks[place]["secrets"], "given")
         tasks[place]["file_mounts"].pop("~/rlctl-bucket", None)  # it would ask the cloud for the bucket
-    asked.root.mkdir(parents=True)
-    for name in ("config.json", "plan.json", "origin.json"):
-        (asked.root / name).write_text("{}")
+        for upload in uploads(asked):
+            upload.source.parent.mkdir(parents=True, exist_ok=True)
+            upload.source.touch()
     python = sky_command.python()
     assert python is not None
     done = subprocess.run([python, "-c", TAKE_ALL], input=json.dumps(tasks), capture_output=True, text=True)

@@ -67,15 +67,16 @@ def test_the_drivers_exit_code_is_the_jobs_and_the_log_has_it_all(code: int, hom
     assert 'rlctl::metrics {"step": 1, "phase": "train"}' in output and 'rlctl::status {"state": "running"}' in output
 
 
-def test_a_file_called_stop_lets_the_driver_save(home: Path) -> None:
-    process = stand_in(home, MODE="wait")
-    run = home / "rlctl-runs" / "mine"
+def test_the_file_that_rlctl_touches_lets_the_driver_save(home: Path) -> None:
+    process = stand_in(home, MODE="wait", RLCTL_RUN=home.name)
+    run = home / "rlctl-runs" / home.name
     while not (run / "status.json").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    (run / "stop").touch()
+    stop = Path(f"/tmp/rlctl-stop-{os.getuid()}-{home.name}")
+    stop.touch()
     output, _ = process.communicate()
-    assert (process.returncode, "saved" in output, (run / "stop").exists()) == (130, True, False)
+    assert (process.returncode, "saved" in output, stop.exists()) == (130, True, False)
 
 
 def test_sigterm_lets_the_driver_save(home: Path) -> None:

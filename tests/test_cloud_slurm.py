@@ -51,7 +51,7 @@ def test_two_nodes_train_and_come_home(cloud: sky_slurm.SkyOnSlurm) -> None:
     config["trainer"] = {**config["trainer"], "num_devices": 3, "prompts_per_step": 6}
     config["rollout"] = {**config["rollout"], "num_devices": 3}
     envs = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    config["launch"] = {"type": "cloud", "python": sys.executable, "envs": envs}
+    config["launch"] = {"type": "cloud", "environment": {"type": "same"}, "envs": envs}
     (work / "tiny.json").write_text(json.dumps(config))
     place = f"launch.infra=slurm/{sky_slurm.NAME}/batch"
     said = rlctl(cloud, "launch", "tiny.json", "--gpus", "cpu:2", "--nodes", "2", place, "--name", NAME, "-y")

@@ -9,12 +9,13 @@ import pytest
 import yaml
 from rlctl_hw import devices
 
+from rlctl.farside.environment import doctor_line
 from rlctl.launchers import sky_task
 from rlctl.launchers.cloud import CloudLauncher
 from rlctl.launchers.sky_machine import ACCELERATORS, ELSEWHERE_CALLED
 from rlctl_train.config.errors import LAUNCH, UserError
 from tests import cloud_goldens
-from tests.cloud_goldens import THREE, order
+from tests.cloud_goldens import HAS_ALL, THREE, order
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +40,13 @@ def test_every_golden_launch_passes_our_checks(place: str, tmp_path: Path) -> No
         ({"infra": "runpod", "nodes": 2, "bucket": "/mnt/x"}, "launch.nodes=2: runpod joins no machines"),
         ({"infra": "runpod", "bucket": "s3://b"}, "launch.bucket=s3://b: runpod mounts no buckets"),
         ({"infra": "lambda", "spot": True, "bucket": "s3://b"}, "launch.spot=True: lambda has no spot"),
+        ({"infra": "lambda", "environment": HAS_ALL}, "launch.environment.image=docker:me/rlctl:1: lambda takes no"),
         ({"infra": "k8s/ctx", "spot": True, "bucket": "s3://b"}, "launch.spot=True: k8s/ctx has no spot"),
         ({"infra": "aws", "spot": True}, "launch.spot needs launch.bucket"),
         ({"infra": "aws", "nodes": 2}, "launch.nodes=2 needs launch.bucket"),
         ({"machine": "910b2:8"}, "SkyPilot has no name for 910b2-64gb"),
         ({"accelerators": "H100"}, "launch.accelerators=H100 is not NAME:COUNT"),
-        ({"machine": "./survey.json"}, "launch.machine=./survey.json is not a machine"),
+        ({"machine": "./survey.json"}, "survey.json"),
         ({"secrets": ["NO_SUCH_TOKEN"]}, "launch.secrets names NO_SUCH_TOKEN, which is not set here"),
     ],
     ids=str,
@@ -64,7 +66,7 @@ def test_a_file_that_is_not_here_is_refused_by_its_key(tmp_path: Path) -> None:
 
 def test_the_values_of_secrets_are_nowhere_in_what_is_shown_or_written(tmp_path: Path) -> None:
     asked = order(
-        tmp_path, **THREE, bucket="s3://b", environment={"HF_TOKEN": "hf_hidden", "MINE": "m1ne"}, secrets=["MINE"]
+        tmp_path, **THREE, bucket="s3://b", variables={"HF_TOKEN": "hf_hidden", "MINE": "m1ne"}, secrets=["MINE"]
     )
     shown = "".join(CloudLauncher().preview(asked).values())
     assert "hf_hidden" not in shown and "m1ne" not in shown
@@ -87,3 +89,7 @@ def test_accelerators_are_named_for_devices_of_the_catalogue() -> None:
 
 def test_a_clusters_name_is_one_that_skypilot_takes() -> None:
     assert sky_task.cluster("Qwen2.5_7B--x.") == "rlctl-qwen2-5-7b--x"
+
+
+def test_the_doctor_on_a_node_is_the_one_of_every_launcher() -> None:
+    assert doctor_line('"$run"', '"$rank"') in (sky_task.folder() / "doctor.sh").read_text()

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from rlctl.launchers import sky_command, sky_log, sky_machine, sky_queue, sky_task
+from rlctl.launchers import sky_command, sky_environment, sky_log, sky_machine, sky_queue, sky_task
 from rlctl.launchers.base import TERMS, Job, JobStatus, Order
 from rlctl.launchers.sky_upload import Upload, uploads
 from rlctl.rundir import ENDED, Run, read_json
@@ -39,7 +39,7 @@ class CloudLauncher:
     def check(self, order: Order) -> None:
         """Refuse what SkyPilot would refuse only after minutes, or not at all."""
         config = sky_task.settings(order)
-        sky_machine.check_place(config)
+        sky_machine.check_place(config, sky_environment.image(order))
         _check_kept(order, config)
         verdict = _verdict(order)
         if verdict is None:
@@ -87,7 +87,7 @@ class CloudLauncher:
                 sky_command.ask("down", "--yes", name, limit_s=DOWN_LIMIT_S)
             raise
         _asked.pop(str(order.root), None)
-        facts = {"managed": config.spot, "nodes": config.nodes, "log_bytes": log_bytes}
+        facts = {"managed": config.spot, "log_bytes": log_bytes}
         return Job(NAME, name, socket.gethostname(), str(order.cwd), started, facts)
 
     def status(self, run: Run) -> JobStatus:
@@ -122,15 +122,15 @@ class CloudLauncher:
         if job is None or self.status(run).state == "ended":
             return
         if job.facts["managed"]:
-            words = ["jobs", "cancel", "--yes", "--name", job.id]
+            done = sky_command.ask("jobs", "cancel", "--yes", "--name", job.id) is not None
         else:
-            flag = f"touch ~/rlctl-runs/{shlex.quote(run.name)}/stop"
-            words = ["exec", "--detach-run", "--num-nodes", str(job.facts["nodes"]), job.id, flag]
-        if sky_command.ask(*words) is None:
+            done = sky_command.on_head(job.id, f"touch /tmp/rlctl-stop-$(id -u)-{run.name}")
+        if not done:
             raise UserError(
-                f"SkyPilot did not take `sky {' '.join(words)}`", "try it by hand; `sky status` shows what runs",
+                f"SkyPilot's {job.id} cannot be told to stop: it does not answer",
+                f"try again, or end it without saving: `rlctl runs stop {run.name} --force`",
                 exit_code=FAILED,
-            )  # fmt: skip
+            )
         _asked.pop(str(run.files.root), None)
 
     def kill(self, run: Run) -> None:

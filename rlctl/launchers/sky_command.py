@@ -128,6 +128,31 @@ def ask(*arguments: str, limit_s: float = ASK_LIMIT_S, good: Container[int] = (0
     return ANSI.sub("", done.stdout) if done.returncode in good else None
 
 
+def on_head(cluster: str, line: str) -> bool:
+    """Run a line of shell on a cluster's first machine, beside its jobs, and return whether that worked.
+
+    By ssh and not by `sky exec`, whose jobs wait on Slurm until the run has ended.
+    """
+    places = Path("~/.sky/generated").expanduser()
+    config, key = places / "ssh" / cluster, places / "ssh-keys" / f"{cluster}.key"
+    if not config.exists():
+        ask("status", cluster)  # writes it
+    words = [
+        "ssh",
+        "-F",
+        str(config),
+        *(["-i", str(key)] if key.exists() else []),
+        "-o",
+        "BatchMode=yes",
+        cluster,
+        line,
+    ]
+    try:
+        return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=ASK_LIMIT_S).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
 def ask_json(*arguments: str) -> Any:
     """Return the JSON a command prints after whatever else it says, or None."""
     text = ask(*arguments, "--output", "json")

@@ -1,6 +1,6 @@
-"""The log of a SkyPilot job, taken apart: what the driver printed, its status, its metrics, its totals.
+"""The log of a SkyPilot job, taken apart: what the driver printed, status, metrics, totals, the doctor's reports.
 
-The job prints the latter three as lines that begin with `rlctl::` (sky/driver.sh), so that a run can be read wherever
+The job prints all but the first as lines that begin with `rlctl::` (sky/driver.sh), so that a run can be read wherever
 SkyPilot can show a log: no address, key or bucket is needed here.
 """
 
@@ -27,22 +27,28 @@ def store(text: str, files: RunFiles, before: int = 0) -> None:
     """
     printed: list[str] = []
     rows: dict[tuple[Any, Any], str] = {}
+    reports: dict[Any, Any] = {}
     last: dict[str, Any] = {}
     for line in _lines(text):
         kind, found = _marked(line)
         if kind == "metrics":
             rows[found.get("step"), found.get("phase")] = json.dumps(found)
+        elif kind == "doctor":
+            reports[found.get("node")] = found
         elif kind is not None:
             last[kind] = found
         else:
             printed.append(line)
-    if not printed and not rows and not last:
+    if not printed and not rows and not reports and not last:
         printed = text.splitlines()
     files.logs.mkdir(exist_ok=True)
     earlier = files.driver_log.read_bytes()[:before].decode("utf-8", errors="replace") if before else ""
     _replace(files.driver_log, earlier + _joined(printed))
     if rows:
         _replace(files.metrics, _joined(rows.values()))
+    for node, report in reports.items():
+        files.doctor.mkdir(exist_ok=True)
+        write_json(files.doctor / f"node-{node}.json", report)
     for kind, path in (("status", files.status), ("summary", files.summary)):
         if kind in last:
             write_json(path, last[kind])

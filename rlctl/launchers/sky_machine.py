@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from rlctl_hw import devices
 
@@ -25,7 +26,7 @@ ELSEWHERE_CALLED = {
 """Where one cloud has another name for it."""
 LACKS = {
     "runpod": {"nodes": "joins no machines to a cluster", "bucket": "mounts no buckets"},
-    "lambda": {"spot": "has no spot machines", "image": "takes no image"},
+    "lambda": {"spot": "has no spot machines", "environment.image": "takes no image"},
     "kubernetes": {"spot": "has no spot machines"},
     "slurm": {"spot": "has no spot machines", "bucket": "mounts no buckets"},
 }
@@ -74,10 +75,11 @@ def devices_per_machine(config: CloudLaunch) -> int:
     return 0 if named is None else int(named.rpartition(":")[2])
 
 
-def check_place(config: CloudLaunch) -> None:
-    """Refuse what SkyPilot cannot do there."""
+def check_place(config: CloudLaunch, image: str | None) -> None:
+    """Refuse what SkyPilot cannot do there; `image` is that of the environment."""
+    given = {"nodes": config.nodes, "bucket": config.bucket, "spot": config.spot, "environment.image": image}
     for key, why in LACKS.get(place(config), {}).items():
-        value = getattr(config, key)
+        value: Any = given[key]
         asked = value > 1 if key == "nodes" else bool(value)
         if key == "bucket" and asked and value.startswith("/"):
             continue

@@ -67,10 +67,11 @@ def _values(order: Order) -> dict[str, Any]:
     return {
         "name": cluster(order.name), "nodes": config.nodes, "infra": config.infra,
         "accelerators": accelerators(config), "cpus": None if cores is None else f"{cores}+",
-        "disk_gib": config.disk_gib, "image": sky_environment.image(config), "autostop": autostop,
+        "disk_gib": config.disk_gib, "image": sky_environment.image(order), "autostop": autostop,
         "max_restarts": config.max_restarts,
         "envs": _envs(order), "secrets": dict.fromkeys(secret_names(order)), "file_mounts": _file_mounts(order),
-        "setup": _lines(sky_environment.setup_lines(config)), "environment": _lines(sky_environment.run_lines(config)),
+        "setup": _lines(sky_environment.setup_lines(order, config)),
+        "environment": _lines(sky_environment.run_lines(order)),
     }  # fmt: skip
 
 

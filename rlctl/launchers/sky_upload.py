@@ -9,6 +9,7 @@ from pathlib import Path
 from rlctl.doctor.materials import is_hub_id
 from rlctl.doctor.packages import custom_rewards
 from rlctl.launchers.base import Order
+from rlctl.launchers.sky_environment import file_names
 from rlctl_train.config import RunConfig
 from rlctl_train.config.data import ParquetData
 from rlctl_train.config.distill import DistillConfig
@@ -39,7 +40,8 @@ class Upload:
 def uploads(order: Order) -> list[Upload]:
     """Return everything that goes there; refuse what is missing here or cannot lie under the same path there."""
     files = RunFiles(order.root)
-    own = [Upload(path, f"{RUNS}/{order.name}/{path.name}") for path in (files.config, files.plan, files.origin)]
+    paths = [files.config, files.plan, files.origin, *(files.launch / name for name in file_names(order))]
+    own = [Upload(path, f"{RUNS}/{order.name}/{path.relative_to(files.root)}") for path in paths]
     return own + [_upload(order.cwd, key, value) for key, value in dict.fromkeys(_local_paths(order))]
 
 

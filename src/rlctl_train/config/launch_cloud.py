@@ -25,12 +25,8 @@ class CloudLaunch(Elsewhere):
     """Accelerators of one machine in SkyPilot's words, such as H100-SXM:8; unset follows from `machine`."""
     disk_gib: PositiveInt | None = None
     """Disk of each machine, in GiB; unset leaves it to SkyPilot."""
-    image: str | None = None
-    """Image of the machines, such as docker:OWNER/NAME:TAG; unset takes SkyPilot's own."""
     setup: tuple[str, ...] = ()
-    """Shell lines that make `python` able to run this version on a fresh machine; none where the image can already."""
-    python: str = "python3"
-    """Interpreter there, after `setup`."""
+    """Shell lines for a fresh machine, before its environment is made."""
     bucket: str | None = None
     """Where checkpoints and results are kept: s3://NAME/FOLDER, gs://…, the name of a bucket to make, or the path of a
     folder that all machines share. Unset leaves them on the machines."""
