@@ -52,10 +52,13 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run every test that needs neither a GPU nor vLLM nor Slurm, but the longest."""
     env = environment(session, "train", "-e", ".[train,math,peft,test]")
-    choice = (
-        "-m", "not vllm and not gpu and not long and not slurm and not sky and not cloud", "--ignore=tests/vllm"
+    choice = "not vllm and not gpu and not long and not slurm and not sky and not cloud"
+    # Real runs wait for processes more than they compute; a file's tests share what one of them has made.
+    side_by_side = ("-n", "2", "--dist", "loadfile")
+    session.run(
+        env / "python", "-m", "pytest", "-m", choice, "--ignore=tests/vllm", *side_by_side, *session.posargs,
+        env=ONE_THREAD,
     )  # fmt: skip
-    session.run(env / "python", "-m", "pytest", *choice, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
