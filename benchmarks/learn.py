@@ -29,11 +29,12 @@ HEAD = """\
 
 <!-- Made by `nox -s learn` (benchmarks/learn.py). -->
 
-Measured {date} by `nox -s learn` on {cores} CPU cores, {jobs} runs of one thread each at a time, seeds {seeds}.
-For each seed one pupil is warm-started, who forgets to carry in three sums of five; then every preset takes
-{steps} steps from him, with its own settings otherwise. Accuracy is greedy, on 512 held-out sums, with the
-weights that the rollout engine has after the last sync. The gain is in points; `steps to +20` is the first
-validation, one in five steps, that was 20 points above the pupil.
+Measured {date} on {cores} CPU cores, {jobs} runs of one thread each at a time: `nox -s learn -- --seeds {words}`.
+Other jobs ran on the same cores, so seconds are an upper bound; accuracies do not depend on them. For each seed
+one pupil is warm-started, who forgets to carry in three sums of five; then every preset takes {steps} steps from
+him, with its own settings otherwise. Accuracy is greedy, on 512 held-out sums, with the weights that the rollout
+engine has after the last sync. The gain is in points; `steps to +20` is the first validation, one in five steps,
+that was 20 points above the pupil.
 """
 
 
@@ -129,7 +130,11 @@ def report(runs: Sequence[Run], options: argparse.Namespace) -> str:
     seeds = ", ".join(str(seed) for seed in options.seeds)
     lines = [
         HEAD.format(
-            date=time.strftime("%Y-%m-%d"), cores=os.cpu_count(), jobs=options.jobs, steps=options.steps, seeds=seeds
+            date=time.strftime("%Y-%m-%d"),
+            cores=os.cpu_count(),
+            jobs=options.jobs,
+            steps=options.steps,
+            words=" ".join(map(str, options.seeds)),
         ),
         f"| preset | before (seeds {seeds}) | after | least gain | steps to +20 | seconds |",
         "|---|---|---|---|---|---|",
