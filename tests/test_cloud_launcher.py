@@ -159,6 +159,20 @@ def test_the_log_brings_the_run_home_with_its_exit_code(start: Callable[..., Run
     assert len(sky.told("logs")) == 1, "what has ended is read once"
 
 
+def test_the_end_is_read_at_once_and_everything_before_at_intervals(
+    start: Callable[..., Run], sky: Sky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start()
+    monkeypatch.setattr(cloud.CloudLauncher, "poll_s", 1000.0)
+    launchers.fetch(run)
+    launchers.fetch(run)
+    assert len(sky.told("logs")) == 1
+    sky.answers(queue={NAME: [row("FAILED")]})
+    assert launchers.load("cloud").status(run).state == "ended"
+    launchers.fetch(run)
+    assert len(sky.told("logs")) == 2
+
+
 def test_stop_asks_the_driver_to_save_by_ssh(
     start: Callable[..., Run], sky: Sky, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""A run through the real SkyPilot, onto a real Slurm of two nodes on this machine: launch, follow, logs, give back."""
+"""A run through the real SkyPilot, onto a real Slurm of two nodes on this machine: launch, stop, logs, give back."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,23 +44,40 @@ def rlctl(cloud: sky_slurm.SkyOnSlurm, *words: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_two_nodes_train_and_come_home(cloud: sky_slurm.SkyOnSlurm) -> None:
+def test_two_nodes_train_save_when_told_and_come_home(cloud: sky_slurm.SkyOnSlurm) -> None:
     work = cloud.root / "work"
     work.mkdir()
     shutil.copy(DIGITS, work)
+    (work / "tiny.json").write_text(json.dumps(tiny()))
+    place = f"launch.infra=slurm/{sky_slurm.NAME}/batch"
+    words = ("launch", "tiny.json", "--gpus", "cpu:2", "--nodes", "2", place, "--name", NAME, "-y")
+    said = rlctl(cloud, *words, "--detach", "trainer.num_steps=3000")
+    assert "takes    2 machine(s) with 2 CPU cores each" in said
+    wait_for_a_step(cloud)
+    rlctl(cloud, "runs", "stop", NAME, "--timeout", "300")
+    folder = cloud.root / "runs" / NAME
+    assert status(folder)["state"] == "stopped" and status(folder)["exit_code"] == 130
+    assert len(list((folder / "doctor").iterdir())) == 2
+    assert "rlctl::" not in rlctl(cloud, "runs", "logs", NAME)
+    rlctl(cloud, "runs", "stop", NAME, "--force", "-y")
+    assert cloud.slurm.ask("squeue", "-h", "-t", "running") == ""
+
+
+def tiny() -> dict[str, Any]:
+    """Return the configuration of a small run with more processes than one node has cores for."""
     config = runs.CONFIG | {"reward": {"type": "custom", "path": f"{DIGITS.name}:digits"}}
-    # More processes than one node has cores for.
     config["trainer"] = {**config["trainer"], "num_devices": 3, "prompts_per_step": 6}
     config["rollout"] = {**config["rollout"], "num_devices": 3}
     envs = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    config["launch"] = {"type": "cloud", "environment": {"type": "same"}, "envs": envs}
-    (work / "tiny.json").write_text(json.dumps(config))
-    place = f"launch.infra=slurm/{sky_slurm.NAME}/batch"
-    said = rlctl(cloud, "launch", "tiny.json", "--gpus", "cpu:2", "--nodes", "2", place, "--name", NAME, "-y")
-    assert "takes    2 machine(s) with 2 CPU cores each" in said and "step 6/6" in said and "done in" in said
-    status = json.loads((cloud.root / "runs" / NAME / "status.json").read_text())
-    assert (status["state"], status["step"]) == ("done", 6)
-    assert "rlctl::" not in rlctl(cloud, "runs", "logs", NAME)
-    assert cloud.slurm.ask("squeue", "-h") != ""
-    rlctl(cloud, "runs", "stop", NAME, "--force", "-y")
-    assert cloud.slurm.ask("squeue", "-h", "-t", "running") == ""
+    return config | {"launch": {"type": "cloud", "environment": {"type": "same"}, "envs": envs}}
+
+
+def status(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "status.json").read_text())
+
+
+def wait_for_a_step(cloud: sky_slurm.SkyOnSlurm) -> None:
+    deadline = time.monotonic() + 600
+    while status(cloud.root / "runs" / NAME)["step"] < 1:
+        assert time.monotonic() < deadline, rlctl(cloud, "runs", "logs", NAME)
+        rlctl(cloud, "runs", "ls")

@@ -152,6 +152,7 @@ def stop(
         return
     render.say(f"asked {run.name} to save and leave; waiting up to {render.duration(timeout_s)}")
     if launchers.stop(run, timeout_s):
+        launchers.fetch(run)
         render.say(f"{run.name} has ended; `rlctl runs resume {run.name}` continues it")
         return
     if not force:

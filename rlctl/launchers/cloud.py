@@ -108,7 +108,8 @@ class CloudLauncher:
         job, key = run.job(), str(run.files.root)
         if job is None or _end(run, job) is not None:
             return
-        if time.monotonic() - _fetched.get(key, float("-inf")) < self.poll_s:
+        has_ended = key in _asked and _asked[key][1].state == "ended"
+        if not has_ended and time.monotonic() - _fetched.get(key, float("-inf")) < self.poll_s:
             return
         words = ("jobs", "logs", "--name", job.id) if job.facts["managed"] else ("logs", job.id)
         text = sky_command.ask(*words, "--no-follow", "--tail", "0", good=sky_command.LOG_CODES, limit_s=LOG_LIMIT_S)
