@@ -63,7 +63,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def long(session: nox.Session) -> None:
-    """Run the longest tests: whole runs of every policy loss, advantage and correction."""
+    """Run the longest tests: runs of every policy loss, advantage and correction, and of every loss of a process."""
     env = environment(session, "train", "-e", ".[train,math,peft,test]")
     session.run(env / "python", "-m", "pytest", "-m", "long", *session.posargs, env=ONE_THREAD)
 

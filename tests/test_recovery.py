@@ -15,7 +15,7 @@ import pytest
 from rlctl_train.config.layout import RunFiles
 from tests import runs
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SLOW = {"plan": {"rollout_max_concurrent": 1}, "rollout": {"ignore_eos": True, "max_response_tokens": 24}}
 """Responses one after another, so that generation can be met at work."""

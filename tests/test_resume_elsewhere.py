@@ -25,7 +25,7 @@ from rlctl_train.checkpoint.store import CheckpointStore
 from rlctl_train.config.layout import RunFiles, write_json
 from tests import runs
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 RELATIVE, ABSOLUTE = 5e-6, 1e-6
 NAMES = (
