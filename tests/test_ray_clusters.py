@@ -56,10 +56,11 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreign]:
     names = ("port", "dashboard-port", "dashboard-agent-listen-port")
     flags = [f"--{name}={port}" for name, port in zip(names, ports, strict=True)]
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    own_python = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     log = (tmp_path_factory.mktemp("foreign") / "head.log").open("w")
     head = subprocess.Popen(
         [*HEAD, *flags, f"--temp-dir={folder}", "--object-store-memory=100000000"],
-        env=os.environ | secret | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}, stdout=log, stderr=log, start_new_session=True,
+        env=os.environ | secret | own_python, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
     os.environ |= secret
     cluster = Foreign(f"http://127.0.0.1:{ports[1]}", secret["RAY_AUTH_TOKEN"], head)
