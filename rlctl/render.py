@@ -17,6 +17,7 @@ from rich.text import Text
 
 from rlctl.follow import Progress, Row, accuracy
 from rlctl.plot import braille
+from rlctl_train.config.errors import UserError
 
 SCHEMA_VERSION = 1
 Output = Literal["text", "json", "yaml"]
@@ -89,11 +90,13 @@ def error(what: str, remedy: str) -> None:
     console.print(Text.assemble(("  -> ", "bold"), _one_line(remedy)), soft_wrap=True)
 
 
-def ask(question: str) -> bool:
-    """Ask for a yes on a terminal; without one, nobody is asked and the answer is yes."""
-    if not sys.stdin.isatty():
-        return True
-    return typer.confirm(question, default=True, err=True)
+def ask(question: str, *, costs: bool) -> bool:
+    """Ask for a yes on a terminal. Without one nobody is asked: what `costs` money or results is refused."""
+    if sys.stdin.isatty():
+        return typer.confirm(question, default=not costs, err=True)
+    if costs:
+        raise UserError(f"{question} There is no terminal to ask on", "give --yes (-y) to answer before")
+    return True
 
 
 def plots(curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:

@@ -23,4 +23,4 @@ sleep 2 # the last lines of the two tails
 [ ! -f "$run/summary.json" ] || echo "rlctl::summary $(tr -d '\n' <"$run/summary.json")"
 relay_status
 keep
-exit $code
+leave $code

@@ -15,7 +15,7 @@ restore() {
     ln -sfn "$kept/checkpoints" "$run/checkpoints"
     [ "$rank" = 0 ] || return 0
     for item in "$kept"/*; do
-        case ${item##*/} in checkpoints | config.json | plan.json | origin.json) ;; *) cp -ru "$item" "$run/" ;; esac
+        case ${item##*/} in checkpoints | losses | config.json | plan.json | origin.json) ;; *) cp -ru "$item" "$run/" ;; esac
     done
 }
 
@@ -24,6 +24,18 @@ keep() {
     for item in "$run"/*; do
         [ "${item##*/}" = checkpoints ] || cp -ru "$item" "$kept/"
     done
+}
+
+# Ends this node with a code. What may go better elsewhere ends a managed job with 75, on which SkyPilot starts it again;
+# the bucket counts how often, for machines that were taken back are no faults. Codes 2 to 4 would only come again.
+leave() { # CODE
+    local losses=$kept/losses/$(basename "$SKYPILOT_TASK_ID")
+    case $1 in 0 | 2 | 3 | 4 | 130 | 143) exit "$1" ;; esac
+    [ -n "${RLCTL_MAX_RESTARTS:-}" ] && [ -n "$kept" ] || exit "$1"
+    mkdir -p "$losses"
+    [ "$(find "$losses" -type f | wc -l)" -lt "$RLCTL_MAX_RESTARTS" ] || exit "$1"
+    echo "node $rank ended with code $1" >"$losses/$(date +%Y%m%dT%H%M%S.%N)-$rank"
+    exit 75
 }
 
 relay_status() { [ ! -f "$run/status.json" ] || echo "rlctl::status $(tr -d '\n' <"$run/status.json")"; }

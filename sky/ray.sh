@@ -27,12 +27,12 @@ stop_ray() {
 
 if [ "$rank" != 0 ]; then
     until head_listens; do
-        [ $SECONDS -lt $deadline ] || { echo "node $rank: no Ray at $head:$port in time" >&2; exit 5; }
+        [ $SECONDS -lt $deadline ] || { echo "node $rank: no Ray at $head:$port in time" >&2; leave 5; }
         sleep 1
     done
     start_ray --address="$head:$port"
     while head_listens && kill -0 "$ray_pid" 2>/dev/null; do sleep 5; done
-    ! head_listens || { echo "node $rank: Ray is gone, see logs/ray-$rank.log" >&2; exit 5; }
+    ! head_listens || { echo "node $rank: Ray is gone, see logs/ray-$rank.log" >&2; leave 5; }
     exit 0
 fi
 mkdir -p "$RAY_TMPDIR"

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 START_LIMIT_S = 60.0
@@ -113,11 +115,7 @@ class SlurmCluster:
         )  # fmt: skip
         self.start_controller()
         for name in self.nodes:
-            hosts = str(self.root / "hosts")
-            self._run(
-                "unshare", "--mount", "--uts", "--propagation", "private", "sh", "-c", IN_OWN_NAMES, hosts, name,
-                "slurmd", "-N", name,
-            )  # fmt: skip
+            self.start_node(name)
         self._until(
             lambda: (
                 len(self.ask("sinfo", "-h", "-N", "-p", "batch", "-t", "idle", "-o", "%N").split()) == self.num_nodes
@@ -128,6 +126,28 @@ class SlurmCluster:
     def nodes(self) -> list[str]:
         """Return the names of the nodes."""
         return [f"n{number + 1}" for number in range(self.num_nodes)]
+
+    def start_node(self, name: str) -> None:
+        """Start a node's daemon."""
+        hosts = str(self.root / "hosts")
+        self._run(
+            "unshare", "--mount", "--uts", "--propagation", "private", "sh", "-c", IN_OWN_NAMES, hosts, name,
+            "slurmd", "-N", name,
+        )  # fmt: skip
+
+    def lose_node(self, name: str) -> None:
+        """Kill all that runs on a node, and have the controller find it gone, as its ping would minutes later."""
+        names = _namespace(int((self.root / f"slurmd.{name}.pid").read_text()))
+        for process in psutil.process_iter():
+            with suppress(OSError, psutil.NoSuchProcess):
+                if _namespace(process.pid) == names:
+                    process.kill()
+        self.ask("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=no answer")
+
+    def bring_back(self, name: str) -> None:
+        """Start a lost node again, for new jobs."""
+        self.start_node(name)
+        self.ask("scontrol", "update", f"NodeName={name}", "State=RESUME")
 
     def start_controller(self) -> None:
         """Start the controller, and wait until it answers."""
@@ -195,6 +215,11 @@ class SlurmCluster:
                 os.kill(pid, 0)
                 time.sleep(0.05)
             os.kill(pid, signal.SIGKILL)
+
+
+def _namespace(pid: int) -> Path:
+    """Return the namespace of host names that a process is in: that of its node."""
+    return Path(f"/proc/{pid}/ns/uts").readlink()
 
 
 def _free_ports(count: int) -> list[int]:

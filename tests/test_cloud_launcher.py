@@ -81,6 +81,18 @@ def row(status: str, job_id: int = 1) -> dict[str, Any]:
     return {"job_id": job_id, "job_name": NAME, "status": status}
 
 
+def test_what_costs_money_is_refused_where_nobody_can_be_asked(
+    tmp_path: Path, sky: Sky, capfd: pytest.CaptureFixture[str], start: Callable[..., Run]
+) -> None:
+    assert app.run(["launch", "quickstart", "--cloud", "--gpus", "cpu:4", "--name", "dear"]) == 2
+    assert "no terminal to ask on" in capfd.readouterr().err
+    assert not (tmp_path / "runs" / "dear").exists() and not sky.told("launch")
+    start()
+    assert app.run(["runs", "stop", "golden", "--force"]) == 2
+    assert app.run(["runs", "resume", "golden"]) == 2
+    assert not sky.told("down") and len(sky.told("launch")) == 1
+
+
 def test_a_launch_hands_over_the_task_and_a_token_that_is_written_nowhere(start: Callable[..., Run], sky: Sky) -> None:
     run = start()
     flags = "--secret HF_TOKEN --secret RAY_AUTH_TOKEN"

@@ -67,6 +67,18 @@ def test_the_drivers_exit_code_is_the_jobs_and_the_log_has_it_all(code: int, hom
     assert 'rlctl::metrics {"step": 1, "phase": "train"}' in output and 'rlctl::status {"state": "running"}' in output
 
 
+def test_a_managed_job_starts_again_for_what_may_go_better_and_no_oftener_than_allowed(home: Path) -> None:
+    asked = {"RLCTL_BUCKET": str(home / "bucket"), "RLCTL_MAX_RESTARTS": "2"}
+
+    def code_of(code: int) -> int:
+        process = stand_in(home, CODE=str(code), **asked)
+        process.communicate()
+        return process.returncode
+
+    assert [code_of(code) for code in (4, 3, 2, 0)] == [4, 3, 2, 0]
+    assert [code_of(code) for code in (1, 137, 1)] == [75, 75, 1]
+
+
 def test_the_file_that_rlctl_touches_lets_the_driver_save(home: Path) -> None:
     process = stand_in(home, MODE="wait", RLCTL_RUN=home.name)
     run = home / "rlctl-runs" / home.name

@@ -158,14 +158,20 @@ def gone(found: list[psutil.Process]) -> bool:
     return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in found)
 
 
-def test_a_job_is_stopped_resumed_killed_and_resumed_to_its_end(
+def test_a_job_outlives_its_driver_is_stopped_resumed_killed_and_resumed_to_its_end(
     foreign: Foreign, at_home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = launch(at_home, "far", 4000, "--ray", foreign.url, f"launch.folder={at_home.parent / 'there'}")
     at_step(run, 3)
     driver = processes(run)
+    driver[0].kill()
+    at_step(run, 5)
+    driver += processes(run)
+    assert driver[0].pid != json.loads(run.files.status.read_text())["pid"]
+    assert json.loads((run.files.doctor / "node-0.json").read_text())["counts"].get("fail") is None
     assert app.run(["runs", "stop", "far"]) == 0
     assert (run.status().state, gone(driver)) == ("stopped", True)
+    assert "signal 9 ended the driver; started again (1 of 3)" in run.files.driver_log.read_text()
     saved = run.status().step
     folder = Path(run.job().facts["folder"])  # type: ignore[union-attr]
     assert (folder / "checkpoints" / f"step_{saved:06d}").is_dir() and not run.files.checkpoints.exists()

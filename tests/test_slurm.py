@@ -48,7 +48,7 @@ class Desk:
     def rlctl(self, *words: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | self.slurm.environment | {"RLCTL_HOME": str(self.folder), "NO_COLOR": "1"}
         return subprocess.run(
-            [RLCTL, *words], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=LIMIT_S
+            [RLCTL, *words], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=2 * LIMIT_S
         )
 
     def launch(self, name: str, *words: str) -> RunFiles:
@@ -191,6 +191,20 @@ def test_a_killed_worker_and_a_lost_node_cost_no_more_than_the_last_save(desk: D
     check_same(files, undisturbed)
 
 
+def test_a_node_that_dies_whole_with_driver_and_head_costs_no_more_than_the_last_save(
+    desk: Desk, undisturbed: RunFiles
+) -> None:
+    files = desk.launch("struck")
+    desk.stop_at(files, 5)
+    desk.slurm.lose_node("n1")
+    desk.let_go()
+    desk.until(files, lambda: desk.facts(files)["JobState"] == "PENDING")
+    desk.slurm.bring_back("n1")
+    assert "start 2," in desk.follow(files)
+    assert not (files.launch / f"losses-{desk.job(files)}").exists(), "no fault of the run"
+    check_same(files, undisturbed)
+
+
 def test_losses_beyond_max_restarts_end_the_job_with_the_drivers_code(desk: Desk) -> None:
     files = desk.launch("hopeless", "launch.max_restarts=0")
     desk.stop_at(files, 2)
@@ -298,3 +312,11 @@ def test_every_node_offers_the_devices_of_its_gres_under_one_variable(desk: Desk
     for node in json.loads((files.root / "seen.json").read_text()):
         assert sorted(node[variable].split(",")) == ["0", "1", "2", "3"]
         assert "ROCR_VISIBLE_DEVICES" not in node
+
+
+def test_the_quickstart_learns_to_add_on_two_nodes(desk: Desk) -> None:
+    place = ("--slurm", "--nodes", "2", "--gpus", "cpu:2", "launch.memory_gib=6")
+    done = desk.rlctl("launch", "quickstart", *place, "trainer.num_devices=2", "--name", "sums", "-y")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((desk.folder / "runs" / "sums" / "summary.json").read_text())
+    assert summary["val_accuracy_start"] < 0.5 < 0.9 < summary["val_accuracy_end"]

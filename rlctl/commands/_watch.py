@@ -10,7 +10,7 @@ from typing import Any
 
 from rlctl import render
 from rlctl.follow import Tail, Watch
-from rlctl.launchers.base import Launcher
+from rlctl.launchers.base import TERMS, Launcher, Order
 from rlctl.rundir import Run, Status
 from rlctl.settings import Settings
 from rlctl_train.config.errors import FAILED, INTERRUPTED
@@ -27,6 +27,14 @@ def environment(base: Mapping[str, str], settings: Settings) -> dict[str, str]:
     if settings.cache_dir is not None:
         found.setdefault("HF_HOME", str(settings.cache_dir.expanduser().resolve()))
     return found
+
+
+def may_cost(order: Order, launcher: Launcher, *, yes: bool) -> bool:
+    """Say what a launch takes and sends, and ask, where it costs money; return whether it may."""
+    if order.config.launch.type != "cloud":
+        return True
+    render.say(launcher.preview(order)[TERMS])
+    return yes or render.ask("Start it?", costs=True)
 
 
 def hand_over(run: Run, launcher: Launcher, *, detach: bool) -> int:

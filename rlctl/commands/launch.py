@@ -14,7 +14,7 @@ from rlctl_hw.types import Hardware, Plan
 from rlctl import catalog, launchers, planning, render, rundir
 from rlctl.commands import _request, _show, _watch, doctor
 from rlctl.commands._request import FREE, FilesOption, RequestArgument
-from rlctl.launchers.base import TERMS, Launcher, Order
+from rlctl.launchers.base import Launcher, Order
 from rlctl.render import OutputOption
 from rlctl_train.config.errors import PREFLIGHT, UserError
 from rlctl_train.config.launch import LaunchConfig
@@ -74,11 +74,9 @@ def launch(
         _show_order(order, launcher, output)
         return
     _say_plan(plan)
-    costs = config.launch.type == "cloud"
-    if costs:
-        render.say(launcher.preview(order)[TERMS])
-    doubts = bool(plan.notes or request.resolved.notes) or costs
-    if doubts and not yes and not render.ask("Start it?"):
+    doubts = bool(plan.notes or request.resolved.notes) and config.launch.type != "cloud"
+    sure = yes or not doubts or render.ask("Start it?", costs=False)
+    if not sure or not _watch.may_cost(order, launcher, yes=yes):
         raise typer.Exit(0)
     origin = request.resolved.to_json() | {"asked_for": request.name}
     run = rundir.create(root, run_name, config=config.model_dump(mode="json"), plan=plan.to_json(), origin=origin)

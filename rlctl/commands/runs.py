@@ -170,7 +170,7 @@ def _give_back(run: rundir.Run, timeout_s: float, *, yes: bool) -> None:
     """Stop a run in a cloud if it still goes, and end what it costs, after a question."""
     bucket = run.config()["launch"]["bucket"]
     left = "nothing is kept but what is here" if bucket is None else f"{bucket} keeps its checkpoints"
-    if not yes and not render.ask(f"Give the machines of {run.name} back? {left}"):
+    if not yes and not render.ask(f"Give the machines of {run.name} back? {left}.", costs=True):
         raise typer.Exit(0)
     if not launchers.stop(run, timeout_s):
         render.say(f"{run.name} has not left after {render.duration(timeout_s)}")
@@ -186,6 +186,7 @@ def resume(
     hw: HardwareOption = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return once it runs.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, write and start nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Take machines of a cloud without a question.")] = False,
 ) -> None:
     """Continue a run where it was saved, also on other devices.
 
@@ -208,6 +209,8 @@ def resume(
         launcher.check(order)
         if dry_run:
             return
+        if not _watch.may_cost(order, launcher, yes=yes):
+            raise typer.Exit(0)
         if resumed.changes:
             config, plan = resumed.config.model_dump(mode="json"), resumed.plan.to_json()
             kept = rundir.amend(run, config=config, plan=plan, origin=resumed.origin)

@@ -23,6 +23,7 @@ from rlctl.launchers.base import Order
 from rlctl_train.config.errors import LAUNCH, UserError
 from rlctl_train.config.launch import LocalLaunch
 from rlctl_train.config.launch_environment import ImageEnvironment, SameEnvironment, WheelEnvironment
+from rlctl_train.config.launch_ray import RayLaunch
 from rlctl_train.config.layout import RunFiles, write_json
 
 CONSTRAINTS, REQUIREMENTS = "constraints.txt", "requirements.txt"
@@ -129,7 +130,9 @@ def environment_of(order: Order) -> Environment:
     launch = order.config.launch
     asked = SameEnvironment() if isinstance(launch, LocalLaunch) else launch.environment
     if isinstance(asked, SameEnvironment):
-        versions = installed_promised() if asked.python is None else {"rlctl": __version__}
+        # A Ray cluster has an interpreter of its own; elsewhere it is this very one, unless another is named.
+        own = asked.python is None and not isinstance(launch, RayLaunch)
+        versions = installed_promised() if own else {"rlctl": __version__}
         return Environment(_promise(order, "same", versions), asked.python or sys.executable, {})
     if isinstance(asked, ImageEnvironment):
         return _in_an_image(order, asked)

@@ -15,7 +15,7 @@ from rlctl_train.config.errors import UserError
 from rlctl_train.config.model import PretrainedModel
 from rlctl_train.config.reward import CustomReward, SumReward
 
-RUN_FILES = ("config.json", "plan.json", "origin.json")
+RUN_FILES = ("config.json", "plan.json", "origin.json", "launch/environment.json")
 LARGEST_MIB = 100
 MEMBER_TIME = (1980, 1, 1, 0, 0, 0)
 """The same content makes the same archive, and the same name."""

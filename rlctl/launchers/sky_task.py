@@ -68,7 +68,6 @@ def _values(order: Order) -> dict[str, Any]:
         "name": cluster(order.name), "nodes": config.nodes, "infra": config.infra,
         "accelerators": accelerators(config), "cpus": None if cores is None else f"{cores}+",
         "disk_gib": config.disk_gib, "image": sky_environment.image(order), "autostop": autostop,
-        "max_restarts": config.max_restarts,
         "envs": _envs(order), "secrets": dict.fromkeys(secret_names(order)), "file_mounts": _file_mounts(order),
         "setup": _lines(sky_environment.setup_lines(order, config)),
         "environment": _lines(sky_environment.run_lines(order)),
@@ -85,7 +84,7 @@ def _envs(order: Order) -> dict[str, str]:
         "RLCTL_RUN": order.name, "RLCTL_BUCKET": shared,
         "RLCTL_GPUS": str(devices_per_machine(config)), "RLCTL_CPUS": "" if cores is None else str(cores),
         "RLCTL_STORE": store,
-    }  # fmt: skip
+    } | ({"RLCTL_MAX_RESTARTS": str(config.max_restarts)} if config.spot else {})  # fmt: skip
     return own | dict(config.envs)
 
 

@@ -1,23 +1,27 @@
 """`python -m rlctl_train.courier run|kill FOLDER`: a driver on a cluster that shares no folder with the one who asked.
 
-`run` lays the run's files, which came along in `run/`, into FOLDER, starts the driver there, and sends the small files
-that it writes home within its output; checkpoints and exported weights stay in FOLDER. It exits as the driver does.
-`kill` ends that driver at once.
+`run` lays the run's files, which came along in `run/`, into FOLDER, has the doctor compare the cluster's nodes with the
+plan, starts the driver, and sends the small files that it writes home within its output; checkpoints and exported
+weights stay in FOLDER. A driver that is killed is started again, `launch.max_restarts` times; the last one's exit code
+is the job's.
+`kill` ends the driver at once and for good.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlctl_train.config.errors import USAGE
-from rlctl_train.config.layout import RunFiles
+from rlctl_train.config.errors import LAUNCH, USAGE
+from rlctl_train.config.layout import RunFiles, write_json
 from rlctl_train.config.parcel import NAME, pack
 from rlctl_train.config.trainer import CLUSTER_VARIABLE
 
@@ -25,7 +29,8 @@ ARRIVED = Path("run")
 """Where the run's files lie in the folder that was uploaded."""
 EVERY_S = 1.0
 LARGEST_BYTES = 16 * 2**20
-SENT = ("status.json", "metrics.jsonl", "summary.json", "report.html", "curves.png", "samples/*", "logs/*")
+SENT = ("status.json", "metrics.jsonl", "summary.json", "report.html", "curves.png", "samples/*", "logs/*", "doctor/*")
+DOCTOR_LIMIT_S = 300.0
 GROWING = (".jsonl", ".log")
 
 
@@ -40,27 +45,55 @@ def main() -> int:
 
 
 def run(root: Path) -> int:
-    """Run the driver in a folder, sending home what it writes."""
+    """Examine the cluster and run the driver in a folder, sending home what both write."""
     # Ray's stop signals every process of the job: the driver saves, and this one waits for it.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    root.mkdir(parents=True, exist_ok=True)
-    for file in ARRIVED.iterdir():
-        shutil.copyfile(file, root / file.name)
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    shutil.copytree(ARRIVED, root, dirs_exist_ok=True)
+    files = RunFiles(root)
+    if not files.status.exists():
+        write_json(files.status, {"schema_version": 1, "state": "pending", "phase": "setup", "step": 0})
     outbox = Outbox(root)
-    environment = os.environ | {CLUSTER_VARIABLE: os.environ["RAY_ADDRESS"]}
-    driver = subprocess.Popen([sys.executable, "-m", "rlctl_train", str(root)], env=environment)
-    _pid_file(root).write_text(str(driver.pid))
-    while driver.poll() is None:
-        time.sleep(EVERY_S)
-        outbox.send()
+    code = _examine(files) or _train(files, outbox, stopped)
     outbox.send()
-    return driver.returncode if driver.returncode >= 0 else 128 - driver.returncode
+    return code if code >= 0 else 128 - code
+
+
+def _examine(files: RunFiles) -> int:
+    """Have the doctor compare every node of the cluster with the plan; return its exit code."""
+    shutil.rmtree(files.doctor, ignore_errors=True)
+    words = ("doctor", "--run", str(files.root), "--cluster", os.environ["RAY_ADDRESS"])
+    try:
+        return subprocess.run([sys.executable, "-m", "rlctl.app", *words], timeout=DOCTOR_LIMIT_S).returncode
+    except subprocess.TimeoutExpired:
+        print(f"error: the nodes were not examined within {DOCTOR_LIMIT_S:g} s", file=sys.stderr)
+        return LAUNCH
+
+
+def _train(files: RunFiles, outbox: Outbox, stopped: threading.Event) -> int:
+    """Run the driver, and again as often as the run allows when something kills it; return the last exit code."""
+    most = json.loads(files.config.read_text())["launch"]["max_restarts"]
+    environment = os.environ | {CLUSTER_VARIABLE: os.environ["RAY_ADDRESS"]}
+    pid_file = _pid_file(files.root)
+    spent = 0
+    while True:
+        driver = subprocess.Popen([sys.executable, "-m", "rlctl_train", str(files.root)], env=environment)
+        pid_file.write_text(str(driver.pid))
+        while driver.poll() is None:
+            time.sleep(EVERY_S)
+            outbox.send()
+        on_purpose = stopped.is_set() or not pid_file.exists()
+        if driver.returncode >= 0 or on_purpose or spent == most:
+            return driver.returncode
+        spent += 1
+        print(f"signal {-driver.returncode} ended the driver; started again ({spent} of {most})", file=sys.stderr)
 
 
 def kill(root: Path) -> int:
-    """End the driver of a folder, if it is still that one."""
+    """End the driver of a folder, if it is still that one, for good."""
     try:
         pid = int(_pid_file(root).read_text())
+        _pid_file(root).unlink()
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (OSError, ValueError):
         return 0
