@@ -1,4 +1,4 @@
-"""Tensors as they lie in files: where each one's bytes are, to be read a piece at a time. Nothing is loaded to know them.
+"""Tensors as they lie in files: where the bytes of each are, to be read in pieces; nothing is loaded to know them.
 
 A reader (`checkpoint.kinds`) turns a checkpoint of any kind into a `Checkpoint` of such tensors; whatever works on
 checkpoints (merge, verify, diff, convert) knows no other form.
