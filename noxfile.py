@@ -63,9 +63,9 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def long(session: nox.Session) -> None:
-    """Run the longest tests: runs of every policy loss, advantage and correction, and of every loss of a process."""
+    """Run the longest tests: every policy loss, advantage, correction and flow to what it promises, rarer faults."""
     env = environment(session, "train", "-e", ".[train,math,peft,test]")
-    session.run(env / "python", "-m", "pytest", "-m", "long", *session.posargs, env=ONE_THREAD)
+    session.run(env / "python", "-m", "pytest", "-m", "long and not slurm", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
@@ -77,7 +77,10 @@ def vllm(session: nox.Session) -> None:
 
 @nox.session
 def slurm(session: nox.Session) -> None:
-    """Run the tests on a real Slurm of two nodes, set up on this machine (root and Debian; installs by apt-get)."""
+    """Run the tests on a real Slurm of two nodes, set up on this machine (root and Debian; installs by apt-get).
+
+    `-- -m 'slurm and not long'` leaves out the rarer faults.
+    """
     env = environment(session, "train", "-e", ".[train,math,peft,test]")
     session.run(env / "python", "-m", "pytest", "-m", "slurm", *session.posargs, env=ONE_THREAD)
 

@@ -53,7 +53,7 @@ slurm:
 
 def why_not() -> str | None:
     """Return why it cannot be set up here, or None."""
-    return slurm_cluster.why_not() or (None if shutil.which("ssh-keygen") else "there is no ssh-keygen")
+    return slurm_cluster.why_not()
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,7 @@ class SkyOnSlurm:
 def running(root: Path, sky: Path) -> Iterator[SkyOnSlurm]:
     """Install what is missing, and have all of it for a while."""
     if not SSHD.exists() or shutil.which("rsync") is None:
-        words = ["apt-get", "install", "-qq", "-y", "--no-install-recommends", *PACKAGES]
-        subprocess.run(words, check=True, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"})
+        slurm_cluster.apt_install(*PACKAGES)
     root.mkdir(parents=True, exist_ok=True)
     with slurm_cluster.running(root / "slurm") as slurm:
         made = SkyOnSlurm(root, sky, slurm)

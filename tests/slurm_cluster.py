@@ -76,10 +76,14 @@ def why_not() -> str | None:
 
 def install() -> None:
     """Install what is missing, by apt-get."""
-    if all(shutil.which(name) is not None for name in PROGRAMS):
-        return
+    if any(shutil.which(name) is None for name in PROGRAMS):
+        apt_install(*PACKAGES)
+
+
+def apt_install(*packages: str) -> None:
+    """Install packages of Debian."""
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-    for words in (("update", "-qq"), ("install", "-qq", "-y", "--no-install-recommends", *PACKAGES)):
+    for words in (("update", "-qq"), ("install", "-qq", "-y", "--no-install-recommends", *packages)):
         subprocess.run(["apt-get", *words], check=True, env=environment, stdout=subprocess.DEVNULL)
 
 

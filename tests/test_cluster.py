@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,41 +13,15 @@ import pytest
 
 from rlctl.farside.environment import environment_of
 from rlctl_train.config.trainer import CLUSTER_VARIABLE, NODES_VARIABLE
-from tests import farside_support, runs
+from tests import farside_support, ray_head, runs
 
 pytestmark = pytest.mark.slow
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
 @pytest.fixture(scope="module")
 def small_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Ray head of our own with two CPUs; its processes belong to one session and end with it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    command = [*RAY, "start", "--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--block"]
-    log = (tmp_path_factory.mktemp("ray") / "head.log").open("w")
-    head = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    try:
-        _wait_until_listening(port, head)
-        yield f"127.0.0.1:{port}"
-    finally:
-        head.terminate()
-        head.wait(60)
-        log.close()
-        del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]
-
-
-def _wait_until_listening(port: int, head: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert head.poll() is None, "the Ray head ended early"
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise AssertionError("the Ray head did not come up")
+    with ray_head.running(tmp_path_factory.mktemp("ray") / "head.log") as address:
+        yield address
 
 
 def test_a_cluster_that_is_too_small_is_refused_with_both_numbers(tmp_path: Path, small_cluster: str) -> None:
@@ -64,6 +34,7 @@ def test_a_cluster_that_is_too_small_is_refused_with_both_numbers(tmp_path: Path
     assert "trainer.num_devices" in error["remedy"]
 
 
+@pytest.mark.long
 def test_a_run_on_an_existing_cluster_leaves_the_cluster_running(tmp_path: Path, small_cluster: str) -> None:
     for name in ("first", "second"):
         files = runs.make_run(tmp_path / name, ray={"address": small_cluster}, trainer={"num_steps": 1})

@@ -129,7 +129,7 @@ def _spin_run(root: Path) -> runs.RunFiles:
     return runs.make_run(root, algo=algo, trainer=trainer, validation={"every_steps": 0})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_in_a_run_the_policy_becomes_its_reference_and_a_resume_remembers_it(tmp_path: Path) -> None:
     whole, parted = _spin_run(tmp_path / "whole"), _spin_run(tmp_path / "parted")
     assert runs.run(whole) == 0, runs.log(whole)

@@ -36,7 +36,7 @@ def test_an_unknown_layer_is_refused_before_anything_is_trained(tmp_path: Path) 
     assert "q_proj" in caught.value.remedy
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_adapters_learn_beside_the_warm_started_weights(tmp_path: Path) -> None:
     files = runs.make_run(
         tmp_path / "run",

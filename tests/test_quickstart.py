@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("preset", ["quickstart", "quickstart-ppo"])
+@pytest.mark.parametrize("preset", ["quickstart", pytest.param("quickstart-ppo", marks=pytest.mark.long)])
 def test_the_quickstart_lifts_held_out_accuracy_from_below_a_half_to_above_nine_tenths(
     tmp_path: Path, preset: str
 ) -> None:

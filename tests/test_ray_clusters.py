@@ -27,7 +27,7 @@ from rlctl.rundir import Run
 from rlctl_train.config.layout import RunFiles
 from tests import runs
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 HEAD = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
 USUAL_AGENT_PORT = 52365
 

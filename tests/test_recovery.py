@@ -15,7 +15,7 @@ import pytest
 from rlctl_train.config.layout import RunFiles
 from tests import runs
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 SLOW = {"plan": {"rollout_max_concurrent": 1}, "rollout": {"ignore_eos": True, "max_response_tokens": 24}}
 """Responses one after another, so that generation can be met at work."""
@@ -81,6 +81,7 @@ def test_every_kind_of_process_may_be_killed_and_the_run_learns_what_it_would_ha
     assert [line["health/restarts"] for line in runs.lines(files)][-1] == 4
 
 
+@pytest.mark.long
 def test_a_worker_that_stands_still_is_found_and_the_stacks_say_where(tmp_path: Path) -> None:
     long = {"algo": {"group_size": 8}, "trainer": {"prompts_per_step": 16}}
     limits = {"health": {"stall_after_s": 15}, "launch": {"type": "local", "max_restarts": 0}}

@@ -27,6 +27,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[float,
     return runs.learning_trace(files)
 
 
+@pytest.mark.long
 def test_killed_driver_trainer_and_rollout_each_cost_no_more_than_the_last_save(
     tmp_path: Path, uninterrupted: list[tuple[float, ...]]
 ) -> None:
@@ -44,7 +45,7 @@ def test_killed_driver_trainer_and_rollout_each_cost_no_more_than_the_last_save(
     assert runs.learning_trace(files) == uninterrupted
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_stop_signal_saves_and_leaves_and_resume_repeats_nothing(
     tmp_path: Path, uninterrupted: list[tuple[float, ...]], number: signal.Signals
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests import runs
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 REWARD = {"type": "custom", "path": f"{Path(__file__).with_name('digit_reward.py')}:any_digit"}
 SECTIONS: dict[str, Any] = {

@@ -70,7 +70,7 @@ def test_what_would_have_no_effect_is_refused() -> None:
     assert not relation_problems(config("t", task_coef=1.0, group_size=2))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("signal", "num_steps"), [("sampled", 60), ("top_k", 20)])
 def test_the_student_comes_closer_to_the_teacher(tmp_path: Path, teacher: str, signal: str, num_steps: int) -> None:
     files = runs.make_run(

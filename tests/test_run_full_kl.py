@@ -25,7 +25,7 @@ def kl_trace(folder: Path, *, plan: dict[str, Any] | None = None, lora: bool = F
     return [line["actor/kl_loss"] for line in runs.lines(files)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("lora", [False, True], ids=["reference", "adapters"])
 def test_the_policy_leaves_its_reference_step_by_step(tmp_path: Path, lora: bool) -> None:
     trace = kl_trace(tmp_path / "run", lora=lora, kl_in_reward={"type": "fixed"})

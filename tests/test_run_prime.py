@@ -36,7 +36,7 @@ def test_bounds_that_cross_are_refused() -> None:
     assert [problem.key for problem in relation_problems(config(min_accuracy=0.9))] == ["algo.min_accuracy"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_resumed_run_takes_the_reward_model_along_bit_for_bit(tmp_path: Path) -> None:
     whole = runs.make_run(tmp_path / "whole", **SECTIONS)
     assert runs.run(whole) == 0, runs.log(whole)

@@ -191,6 +191,7 @@ def test_a_killed_worker_and_a_lost_node_cost_no_more_than_the_last_save(desk: D
     check_same(files, undisturbed)
 
 
+@pytest.mark.long
 def test_a_node_that_dies_whole_with_driver_and_head_costs_no_more_than_the_last_save(
     desk: Desk, undisturbed: RunFiles
 ) -> None:
@@ -205,6 +206,7 @@ def test_a_node_that_dies_whole_with_driver_and_head_costs_no_more_than_the_last
     check_same(files, undisturbed)
 
 
+@pytest.mark.long
 def test_losses_beyond_max_restarts_end_the_job_with_the_drivers_code(desk: Desk) -> None:
     files = desk.launch("hopeless", "launch.max_restarts=0")
     desk.stop_at(files, 2)
@@ -216,6 +218,7 @@ def test_losses_beyond_max_restarts_end_the_job_with_the_drivers_code(desk: Desk
     assert "lost" in shown.stdout and "rlctl runs resume hopeless" in shown.stderr
 
 
+@pytest.mark.long
 def test_stop_saves_and_leaves_the_queue_and_resume_submits_anew(desk: Desk, undisturbed: RunFiles) -> None:
     files = desk.launch("halved")
     desk.stop_at(files, 5)
@@ -262,6 +265,7 @@ def test_a_controller_that_is_down_is_said_and_a_waiting_job_shows_why_it_waits(
     assert desk.facts(files)["JobState"] == "CANCELLED"
 
 
+@pytest.mark.long
 def test_a_node_that_is_not_as_planned_ends_the_job_with_code_4(desk: Desk) -> None:
     files = desk.launch("misplaced", "--gpus", "h100:4", "launch.cpus_per_node=4", "trainer.num_devices=8")
     assert "queues again" not in desk.follow(files)
@@ -290,6 +294,7 @@ with open(sys.argv[1] + "/seen.json", "w") as file:
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("machine", "variable"), [("h100:4", "CUDA_VISIBLE_DEVICES"), ("mi300x:4", "HIP_VISIBLE_DEVICES")]
 )

@@ -18,6 +18,8 @@ from rlctl_train.config.trainer import NODES_VARIABLE, RayConfig
 
 Resources = dict[str, float]
 POLL_S = 0.2
+SLOW_START = "timed out during startup"
+"""What Ray says when its processes were not up in time."""
 
 
 def connect(config: RayConfig, *, needed: Resources, object_store_gib: float, wait_s: float = 0.0) -> str:
@@ -29,9 +31,8 @@ def connect(config: RayConfig, *, needed: Resources, object_store_gib: float, wa
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "namespace": "rlctl"}
     address = config.to_join(os.environ)
     if address is None:
-        _leave_the_usual_port_free()
-        context: Any = ray.init(
-            address="local",
+        context = _start(
+            deadline=time.monotonic() + config.start_timeout_s,
             include_dashboard=False,
             num_cpus=max(1, round(needed.get("CPU", 1) + 0.5)),
             num_gpus=round(needed.get("GPU", 0)),
@@ -48,6 +49,24 @@ def connect(config: RayConfig, *, needed: Resources, object_store_gib: float, wa
             _await_nodes(nodes.split(","), deadline)
     _require(needed, wait_s)
     return context.address_info["gcs_address"]
+
+
+def _start(*, deadline: float, **settings: Any) -> Any:
+    """Start a private cluster. Ray gives its own processes 30 s, too little on a busy machine: try until `deadline`."""
+    _leave_the_usual_port_free()
+    while True:
+        try:
+            return ray.init(address="local", **settings)
+        except Exception as error:  # Ray raises nothing narrower
+            if SLOW_START not in str(error):
+                raise
+            ray.shutdown()
+            if time.monotonic() > deadline:
+                raise UserError(
+                    "Ray did not start within ray.start_timeout_s",
+                    "see what keeps this machine busy, or raise ray.start_timeout_s",
+                    exit_code=LAUNCH,
+                ) from error
 
 
 def _leave_the_usual_port_free() -> None:
