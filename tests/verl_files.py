@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 
 @contextmanager
 def being_rank(rank: int, num_ranks: int, replicas: int = 1) -> Iterator[DeviceMesh]:
     """Be one rank of a group that has no others; gives the mesh that verl makes for it."""
+    _clear_sharding_prop_cache()  # what it remembers holds the mesh of the rank that this process was before
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=num_ranks)
     try:
         if replicas == 1:

@@ -89,6 +89,16 @@ def damaged(where: str, what: str) -> UserError:
     return UserError(f"{where} is damaged: {what}", "copy it again from where it was written", exit_code=FAILED)
 
 
+def checked_key(key: Any) -> Any:
+    """Return a key of a dictionary that is text or a number or a tuple of such; raises TypeError for another."""
+    if type(key) is tuple:
+        if all(isinstance(part, KEYS) for part in key):
+            return key
+    elif isinstance(key, KEYS):
+        return key
+    raise TypeError("a key of a dictionary is neither text nor number")
+
+
 class _Machine:
     """The stack and memo of one pickle."""
 
@@ -138,7 +148,7 @@ class _Machine:
         if type(target) is list:
             target.extend(items)
         elif type(target) is set:
-            target.update(_key(item) for item in items)
+            target.update(checked_key(item) for item in items)
         else:
             raise TypeError("values are added to what is no list")
 
@@ -147,7 +157,7 @@ class _Machine:
         if type(target) is not dict or len(items) % 2:
             raise TypeError("items are set in what is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            target[_key(key)] = value
+            target[checked_key(key)] = value
 
     def name(self, module: Any, own_name: Any) -> None:
         text = f"{module}.{own_name}"
@@ -185,15 +195,6 @@ class _Machine:
 
     def persistent(self, _: Any) -> None:
         self.stack.append(self._load_persistent(self.stack.pop()))
-
-
-def _key(key: Any) -> Any:
-    if type(key) is tuple:
-        if all(isinstance(part, KEYS) for part in key):
-            return key
-    elif isinstance(key, KEYS):
-        return key
-    raise TypeError("a key of a dictionary is neither text nor number")
 
 
 def _pop(machine: _Machine, _: Any) -> None:

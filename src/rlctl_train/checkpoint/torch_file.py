@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlctl_train.checkpoint.inert_pickle import Instance, Known, Name, damaged, read_pickle, refused
+from rlctl_train.checkpoint.inert_pickle import Instance, Known, Name, checked_key, damaged, read_pickle, refused
 from rlctl_train.checkpoint.stored import DerivedTensor, NamedTensor, Piece, StoredTensor
 from rlctl_train.checkpoint.torch_zip import STORAGES, Archive, Storage, is_torch_zip
 
@@ -262,10 +262,10 @@ REBUILDERS: Mapping[str, Any] = {
 CALLS: Mapping[str, Any] = {
     **REBUILDERS,
     "torch._tensor._rebuild_from_type_v2": _of_type,
-    "torch.Size": lambda sizes: _sizes(sizes),
+    "torch.Size": _sizes,
     "torch.device": lambda *parts: ":".join(str(part) for part in parts if isinstance(part, (str, int))),
     "torch.serialization._get_layout": lambda text: Name(str(text)) if type(text) is str else None,
-    "collections.OrderedDict": lambda items=(): {key: value for key, value in items if type(key) is str},
+    "collections.OrderedDict": lambda items=(): {checked_key(key): value for key, value in items},
     "collections.defaultdict": lambda *_: {},
 }
 
