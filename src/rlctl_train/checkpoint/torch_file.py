@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,8 +164,10 @@ def _read_legacy(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError, IndexError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise refused(str(path), f"hold more than tensors ({reason})") from error
+        # Its own message advises to load the file without the safeguard.
+        if unsafe := re.search(r"GLOBAL (\S+)", str(error)):
+            raise refused(str(path), f"refer to {unsafe[1]}") from error
+        raise damaged(str(path), "it is neither a zip archive of torch's nor a file from before torch 1.6") from error
 
 
 def _check_room(name: str, part: FileTensor) -> None:
