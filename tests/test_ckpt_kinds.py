@@ -261,3 +261,13 @@ def test_partitions_of_ranks_are_refused_with_the_way_out(tmp_path: Path) -> Non
         deepspeed.read(folder)
     assert f"ds_to_universal --input_folder {folder}" in caught.value.remedy
     assert "zero_to_fp32.py" in caught.value.remedy
+
+
+def test_whole_weights_beside_partitions_are_a_hugging_face_folder(tmp_path: Path) -> None:
+    (tmp_path / "global_step5").mkdir()
+    torch.save({}, tmp_path / "global_step5" / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    (tmp_path / "latest").write_text("global_step5")
+    assert deepspeed.recognise(tmp_path) is not None
+    save_file(some_tensors(), tmp_path / "model.safetensors")
+    assert deepspeed.recognise(tmp_path) is None
+    assert huggingface.recognise(tmp_path) is not None

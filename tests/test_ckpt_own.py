@@ -150,6 +150,7 @@ def save_as_rank(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_shards_of_two_ranks_come_back(tmp_path: Path) -> None:
     mp.spawn(save_as_rank, (tmp_path,), nprocs=2)  # type: ignore[attr-defined]
     assert len(list((tmp_path / "saved").glob("*.distcp"))) == 2
@@ -165,6 +166,12 @@ def test_a_foreign_folder_keeps_its_names(tmp_path: Path) -> None:
     assert_same(checkpoint.tensors, {"layer.weight": torch.ones(2, 2)})
     assert_same(checkpoint.others["optimizer"], {"optimizer.state.x": torch.zeros(2)})
     assert checkpoint.facts["format"] == "torch.distributed.checkpoint"
+
+
+def test_megatrons_folders_are_left_to_their_own_reader(tmp_path: Path) -> None:
+    save_sharded({"a": torch.ones(2)}, tmp_path)
+    (tmp_path / "metadata.json").write_text("{}")
+    assert own.recognise(tmp_path) is None
 
 
 def test_the_key_of_a_state_dict_is_left_out_where_it_can_be_told(tmp_path: Path) -> None:

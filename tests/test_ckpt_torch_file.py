@@ -201,6 +201,14 @@ def test_what_would_run_or_harm_is_refused(tmp_path: Path, monkeypatch: pytest.M
     assert _rebuild_tensor_v2.__defaults__ == (None,)
 
 
+def test_an_object_of_a_known_class_is_its_name_and_what_was_said_of_it(tmp_path: Path) -> None:
+    shard = b"ctorch.distributed.tensor.placement_types\nShard\n"
+    data = b"\x80\x02(" + shard + b"K\x01\x85R" + shard + b")\x81}X\x03\x00\x00\x00dimK\x02sbt."
+    called, built = read_torch_file(archive(tmp_path / "file.pt", data))
+    assert (called.kind, called.arguments, called.fields) == ("Shard", (1,), {})
+    assert (built.kind, built.arguments, built.fields) == ("Shard", (), {"dim": 2})
+
+
 def test_old_files_that_would_run_code_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"a": Calls(os.system, f"touch {CANARY}")}, "old.bin", _use_new_zipfile_serialization=False)

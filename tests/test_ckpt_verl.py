@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed._mesh_layout import _MeshLayout
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from transformers import AutoModelForCausalLM
 
 from rlctl_train.checkpoint.kinds import verl_fsdp
@@ -71,6 +74,47 @@ def test_what_fully_shard_leaves_comes_back_with_its_optimizer(tmp_path: Path) -
     assert_same(checkpoint.others["optimizer"], moments)
     assert checkpoint.facts["optimizer_lr"] == "0.001"
     assert checkpoint.notes == ()
+
+
+def mesh_before_2_10(mesh: DeviceMesh) -> dict[str, Any]:
+    names, ranks = mesh.mesh_dim_names, torch.arange(mesh.size()).view(mesh.shape)
+    return {"device_type": "cpu", "mesh": ranks, "mesh_dim_names": names, "_coordinate_on_dim": mesh.get_coordinate()}
+
+
+def mesh_with_one_layout(mesh: DeviceMesh) -> dict[str, Any]:
+    layout = object.__new__(_MeshLayout)
+    vars(layout).update(shape=tuple(mesh.shape), stride=(2, 1))
+    return {"_device_type": "cpu", "_layout": layout, "_mesh_dim_names": mesh.mesh_dim_names}
+
+
+@pytest.mark.parametrize("state", [mesh_before_2_10, mesh_with_one_layout])
+def test_meshes_of_other_versions_of_torch_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: Callable[[DeviceMesh], dict[str, Any]]
+) -> None:
+    monkeypatch.setattr(DeviceMesh, "__getstate__", state)
+    tensors = some_tensors()
+    checkpoint = verl_fsdp.read(verl_files.write_shards(tmp_path, tensors, num_ranks=4, replicas=2))
+    assert_same(checkpoint.tensors, tensors)
+    assert checkpoint.facts["layout"] == "ddp 2 x fsdp 2"
+
+
+@pytest.mark.parametrize(
+    "placements", [(Shard(0), Shard(0)), (Shard(0), Replicate()), (Replicate(), Partial())], ids=str
+)
+def test_layouts_that_are_not_fsdps_are_refused(tmp_path: Path, placements: tuple[Placement, ...]) -> None:
+    for rank in range(4):
+        with verl_files.being_rank(rank, 4, 2) as mesh:
+            held = {"a": DTensor.from_local(torch.ones(2, 2), mesh, placements, run_check=False)}
+            torch.save(held, file_of(tmp_path, rank))
+    with pytest.raises(UserError, match=r"a lies as \(.*\) over a mesh .*, which cannot be joined"):
+        verl_fsdp.read(tmp_path)
+
+
+@pytest.mark.parametrize("held", [[torch.ones(1)], {"a": 3}])
+def test_files_of_something_else_are_refused(tmp_path: Path, held: object) -> None:
+    torch.save(held, file_of(tmp_path, 0, 1))
+    with pytest.raises(UserError, match=r"rank_0\.pt is damaged: it holds"):
+        verl_fsdp.read(tmp_path)
 
 
 @pytest.fixture

@@ -89,6 +89,11 @@ def damaged(where: str, what: str) -> UserError:
     return UserError(f"{where} is damaged: {what}", "copy it again from where it was written", exit_code=FAILED)
 
 
+def instance(kind: Name, arguments: tuple[Any, ...]) -> Instance:
+    """Return what stands for an object of a class."""
+    return Instance(kind.text.rpartition(".")[2], arguments)
+
+
 def checked_key(key: Any) -> Any:
     """Return a key of a dictionary that is text or a number or a tuple of such; raises TypeError for another."""
     if type(key) is tuple:
@@ -171,15 +176,18 @@ class _Machine:
         self.stack.append(self.result(function, arguments))
 
     def result(self, function: Any, arguments: Any) -> Any:
-        if type(function) is not Name or type(arguments) is not tuple or function.text not in self._known.calls:
-            raise refused(self._where, f"call {function.text if type(function) is Name else 'what it made itself'}")
-        return self._known.calls[function.text](*arguments)
+        if type(function) is Name and type(arguments) is tuple:
+            if function.text in self._known.calls:
+                return self._known.calls[function.text](*arguments)
+            if self._known.is_class(function.text):
+                return instance(function, arguments)
+        raise refused(self._where, f"call {function.text if type(function) is Name else 'what it made itself'}")
 
     def new(self, _: Any) -> None:
         arguments, kind = self.stack.pop(), self.stack.pop()
         if type(kind) is not Name or type(arguments) is not tuple or not self._known.is_class(kind.text):
             raise refused(self._where, f"make a {kind.text if type(kind) is Name else 'thing of a class of its own'}")
-        self.stack.append(Instance(kind.text.rpartition(".")[2], arguments))
+        self.stack.append(instance(kind, arguments))
 
     def build(self, _: Any) -> None:
         state, target = self.stack.pop(), self.stack[-1]

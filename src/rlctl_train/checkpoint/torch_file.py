@@ -216,10 +216,17 @@ def _of_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
     mesh = spec.fields["mesh"]
     if type(local) is not FileTensor:
         raise TypeError("a DTensor without a local tensor")
-    placements = tuple(Placement(p.kind, int(p.fields.get("dim", 0))) for p in spec.fields["placements"])
+    placements = tuple(_placement(placement) for placement in spec.fields["placements"])
     return MeshTensor(
         made.dtype, made.shape, _mesh_names(mesh), _mesh_shape(mesh), _coordinate(mesh), placements, local
     )
+
+
+def _placement(placement: Instance) -> Placement:
+    """Return a placement, whose dimension versions of torch keep in a field, a bare state or an argument."""
+    arguments = placement.arguments[0] if placement.arguments else 0
+    dim = placement.fields.get("dim", placement.fields.get("state", arguments))
+    return Placement(placement.kind, dim if type(dim) is int else 0)
 
 
 def _mesh_names(mesh: Instance) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlctl_train.checkpoint.inert_pickle import damaged
+from rlctl_train.checkpoint.kinds import huggingface
 from rlctl_train.checkpoint.kinds.folder import dtype_words, missing, some
 from rlctl_train.checkpoint.stored import Checkpoint, NamedTensor
 from rlctl_train.checkpoint.torch_file import FileTensor, as_stored, read_torch_file
@@ -31,7 +32,10 @@ def recognise(path: Path) -> str | None:
     folder = _tagged(path)
     if any((folder / "zero").glob(f"*/{WEIGHT}.pt")):
         return f"it has zero/PARAMETER/{WEIGHT}.pt"
-    return "it has zero_pp_rank_*_optim_states.pt" if any(folder.glob(PARTITIONED)) else None
+    # A trainer's folder may have whole weights beside the state that its ranks continue from.
+    if huggingface.recognise(path) is not None or not any(folder.glob(PARTITIONED)):
+        return None
+    return f"it has {PARTITIONED}"
 
 
 def read(path: Path) -> Checkpoint:

@@ -25,6 +25,8 @@ ROLES = ("actor", "critic", "reference")
 """Roles whose weights may be saved; the first that is there is what a step is read as."""
 WEIGHTS, MOMENTS, RANDOM = "model.", "optim.", "rng."
 """How the names of a role's tensors begin."""
+MEGATRON = ("common.pt", "metadata.json")
+"""Files that Megatron-core puts beside `.metadata`."""
 OPTIMIZERS = ("optimizer.", "optim.")
 """How names of optimizer state begin in folders that others have written."""
 DOWN, UP = ".lora_A", ".lora_B"
@@ -34,6 +36,8 @@ def recognise(path: Path) -> str | None:
     """Say why a folder is a checkpoint of ours or of torch's; None where it is neither."""
     if (path / ".metadata").is_file():
         ours = (path.parent / MANIFEST).is_file()
+        if not ours and any((path / name).is_file() for name in MEGATRON):
+            return None
         return "it is one role of a step of a run" if ours else "it has .metadata of torch.distributed.checkpoint"
     if (path / MANIFEST).is_file() and any(path.glob("*/.metadata")):
         return f"it has {MANIFEST} and sharded roles"
