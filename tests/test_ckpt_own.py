@@ -117,6 +117,15 @@ def test_a_model_that_is_not_here_is_noted(tmp_path: Path, model: dict[str, Any]
     assert any(note in line for line in checkpoint.notes)
 
 
+def test_settings_of_adapters_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["model"]["lora"] = {"rank": 0}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config\.json is damaged: model\.lora makes no sense"):
+        own.read(tmp_path / "run")
+
+
 def test_a_warm_started_run_belongs_to_what_the_warm_start_made(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     warm = RunFiles(tmp_path / "run" / "warm_start")

@@ -261,6 +261,17 @@ def test_plain_tensors_without_a_config_are_refused(tmp_path: Path, tiny_model: 
     assert "config.json" in caught.value.remedy
 
 
+def test_code_that_comes_with_a_config_is_never_run(tmp_path: Path, tiny_model: Path) -> None:
+    verl_files.write_plain(tmp_path, plain_ranks(tiny_model)[1])
+    (tmp_path / "huggingface").mkdir()
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
+    (tmp_path / "huggingface" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "huggingface" / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w').close()")
+    with pytest.raises(UserError, match="describes no model that transformers knows"):
+        verl_fsdp.read(tmp_path)
+    assert not (tmp_path / "canary").exists()
+
+
 def test_whole_tensors_that_differ_between_ranks_are_refused(tmp_path: Path, tiny_model: Path) -> None:
     _, ranks = plain_ranks(tiny_model)
     ranks[1]["model.norm.weight"] += 1

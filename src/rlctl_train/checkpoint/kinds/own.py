@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rlctl_train.checkpoint.dcp import read_dcp
 from rlctl_train.checkpoint.inert_pickle import damaged
 from rlctl_train.checkpoint.kinds import huggingface
@@ -116,7 +118,7 @@ class _Run:
             return cls({}, None, None, ("there is no run around it: what model it belongs to is not known",))
         config = read_table(files.config)
         asked = config.get("model", {})
-        lora = None if warming_up or asked.get("lora") is None else LoraConfig.model_validate(asked["lora"])
+        lora = None if warming_up else _lora(asked, files.config)
         notes: list[str] = []
         warm = RunFiles(files.root / "warm_start").hf
         if warm.is_dir() and not warming_up:
@@ -128,6 +130,13 @@ class _Run:
         if asked.get("tokenizer") is not None:
             notes.append(f"the tokenizer is not the model's own, but that of {asked['tokenizer']}")
         return cls(config, model, lora, tuple(notes))
+
+
+def _lora(asked: Mapping[str, Any], config: Path) -> LoraConfig | None:
+    try:
+        return None if asked.get("lora") is None else LoraConfig.model_validate(asked["lora"])
+    except ValidationError as error:
+        raise damaged(str(config), f"model.lora makes no sense ({error.errors()[0]['msg']})") from error
 
 
 def _pretrained(asked: Mapping[str, Any]) -> Path | None:

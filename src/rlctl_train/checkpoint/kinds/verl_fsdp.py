@@ -163,11 +163,11 @@ def _model_shapes(hf_folder: Path) -> Mapping[str, tuple[int, ...]]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
 
     try:
-        config = AutoConfig.from_pretrained(hf_folder)
+        config = AutoConfig.from_pretrained(hf_folder, trust_remote_code=False)
         architecture = str((config.architectures or [""])[0])
         auto = AutoModelForTokenClassification if "TokenClassification" in architecture else AutoModelForCausalLM
         with torch.device("meta"):
-            lm = auto.from_config(config)
+            lm = auto.from_config(config, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{hf_folder} describes no model that transformers knows: {str(error).splitlines()[0]}",
