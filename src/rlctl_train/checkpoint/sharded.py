@@ -26,6 +26,7 @@ from rlctl_train.config.errors import FAILED, UserError
 METADATA = "torch.distributed.checkpoint.metadata"
 ALLOWED = frozenset(
     {
+        (METADATA, "BytesStorageMetadata"),
         (METADATA, "ChunkStorageMetadata"),
         (METADATA, "Metadata"),
         (METADATA, "MetadataIndex"),
@@ -68,12 +69,17 @@ def stored_names(folder: Path) -> set[str]:
     return set(_Reader(folder).read_metadata().state_dict_metadata)
 
 
+def read_description(folder: Path) -> Metadata:
+    """Return torch's description of a folder's shards: names, shapes, and where each shard lies."""
+    with (folder / ".metadata").open("rb") as file:
+        return _ShardDescription(file).load()
+
+
 class _Reader(FileSystemReader):
     """A reader that trusts no pickle: torch's own unpickles whatever the metadata file asks for."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata: Metadata = _ShardDescription(file).load()
+        metadata = read_description(Path(self.path))
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata

@@ -5,7 +5,7 @@ They are found by name among the trained parameters: `LAYER.lora_A` and `LAYER.l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -36,8 +36,8 @@ def fingerprint(weights: Mapping[str, nn.Parameter]) -> Tensor:
     return torch.tensor(list(bytes.fromhex(checksum(frozen, torch.bfloat16))), dtype=torch.uint8)
 
 
-def peft_settings(config: LoraConfig, base: str, adapters: Mapping[str, nn.Parameter]) -> dict[str, Any]:
-    """Return what `adapter_config.json` of the PEFT library says of these adapters on the model at `base`."""
+def peft_settings(config: LoraConfig, base: str, adapters: Iterable[str]) -> dict[str, Any]:
+    """Return what `adapter_config.json` of the PEFT library says of adapters of these names on the model at `base`."""
     alpha, targets = config.alpha, config.target_modules
     if targets == (ALL,):
         layers = {name.removesuffix(DOWN) for name in adapters if name.endswith(DOWN)}
@@ -59,4 +59,9 @@ def peft_tensors(adapters: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, Te
     """Yield A and B of every layer whole, under the names PEFT gives them; all ranks must ask."""
     for name, parameter in adapters.items():
         if is_adapter(name):
-            yield f"base_model.model.{name}.weight", full(parameter.detach())
+            yield peft_name(name), full(parameter.detach())
+
+
+def peft_name(name: str) -> str:
+    """Return the name that PEFT gives to an adapter's parameter."""
+    return f"base_model.model.{name}.weight"
