@@ -23,7 +23,7 @@ RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "spin": ({"algo": {"type": "spin", "refresh_every_steps": 2}}, "actor/pair_margin"),
     "remax": ({"algo": {"type": "remax", "group_size": 2}}, "reward/greedy_baseline"),
     "distill": ({"algo": {"type": "distill", "group_size": 2}}, "teacher/reverse_kl"),
-    "lora": (LORA, "health/logprob_gap"),
+    "lora": (LORA, "actor/entropy"),
 }
 
 
