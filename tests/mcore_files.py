@@ -41,6 +41,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+HF_PARTS = ("gate_proj", "up_proj", "down_proj")
+
+
 @dataclass(frozen=True)
 class HfModel:
     """A tiny model as Hugging Face has it."""
@@ -162,62 +165,51 @@ class ChunkPlanner(DefaultSavePlanner):
 def _layer(rest: dict[str, Tensor], model: HfModel, prefix: str, apart: bool) -> dict[str, Tensor]:
     """Take a layer's tensors out of `rest`, and return Megatron's."""
     hf = {name.removeprefix(prefix): rest.pop(name) for name in list(rest) if name.startswith(prefix)}
-    expert_names = (
-        ("w1", "w3", "w2") if model.config["model_type"] == "mixtral" else ("gate_proj", "up_proj", "down_proj")
-    )
     block = "block_sparse_moe" if model.config["model_type"] == "mixtral" else "mlp"
     is_moe = f"{block}.gate.weight" in hf
-    made: dict[str, Tensor] = {}
+    made = _experts(hf, block, model.num_experts, apart) if is_moe else {}
     for kind in ("weight", "bias"):
         if f"self_attn.k_proj.{kind}" in hf:
-            made[f"self_attention.linear_qkv.{kind}"] = _grouped(
-                *(hf.pop(f"self_attn.{p}_proj.{kind}") for p in "qkv"), model
-            )
-        for hf_block, name in {
-            "mlp": "mlp",
-            "mlp.shared_expert": "mlp.shared_experts",
-            "mlp.shared_experts": "mlp.shared_experts",
-        }.items():
-            if f"{hf_block}.gate_proj.{kind}" in hf:
-                made |= _feed_forward(hf, hf_block, name, kind, ("gate_proj", "up_proj", "down_proj"), apart)
-    experts = [
-        _feed_forward(
-            hf,
-            f"{block}.experts.{number}",
-            f"mlp.experts.experts.{number}" if apart else "mlp.experts.experts",
-            "weight",
-            expert_names,
-            apart,
-        )
-        for number in range(model.num_experts if is_moe else 0)
-    ]
-    for name in experts[0] if experts and not apart else ():
-        made[name] = torch.stack([expert[name] for expert in experts])
-    for expert in experts if apart else ():
-        made |= expert
+            query, key, value = (hf.pop(f"self_attn.{part}_proj.{kind}") for part in "qkv")
+            made[f"self_attention.linear_qkv.{kind}"] = _grouped(query, key, value, model)
+        for shared, name in {"": "", ".shared_expert": ".shared_experts", ".shared_experts": ".shared_experts"}.items():
+            if f"mlp{shared}.gate_proj.{kind}" in hf:
+                made |= _feed_forward(hf, f"mlp{shared}", f"mlp{name}", kind, HF_PARTS, apart)
+    attention = "self_attention."
     latent = "self_attn.kv_a_layernorm.weight" in hf
     names = {
-        "input_layernorm.weight": "input_layernorm.weight" if latent else "self_attention.linear_qkv.layer_norm_weight",
-        "post_attention_layernorm.weight": "pre_mlp_layernorm.weight" if is_moe else "mlp.linear_fc1.layer_norm_weight",
-        "self_attn.o_proj.weight": "self_attention.linear_proj.weight",
-        "self_attn.o_proj.bias": "self_attention.linear_proj.bias",
-        "self_attn.q_norm.weight": "self_attention.q_layernorm.weight",
-        "self_attn.k_norm.weight": "self_attention.k_layernorm.weight",
-        "self_attn.q_a_proj.weight": "self_attention.linear_q_down_proj.weight",
-        "self_attn.q_b_proj.weight": "self_attention.linear_q_up_proj.weight",
-        "self_attn.q_a_layernorm.weight": "self_attention.linear_q_up_proj.layer_norm_weight"
-        if apart
-        else "self_attention.q_layernorm.weight",
-        "self_attn.kv_a_proj_with_mqa.weight": "self_attention.linear_kv_down_proj.weight",
-        "self_attn.kv_b_proj.weight": "self_attention.linear_kv_up_proj.weight",
-        "self_attn.kv_a_layernorm.weight": "self_attention.linear_kv_up_proj.layer_norm_weight"
-        if apart
-        else "self_attention.kv_layernorm.weight",
-        f"{block}.gate.weight": "mlp.router.weight",
+        "input_layernorm": "input_layernorm.weight" if latent else f"{attention}linear_qkv.layer_norm_weight",
+        "post_attention_layernorm": "pre_mlp_layernorm.weight" if is_moe else "mlp.linear_fc1.layer_norm_weight",
+        "self_attn.o_proj": f"{attention}linear_proj.weight",
+        "self_attn.q_norm": f"{attention}q_layernorm.weight",
+        "self_attn.k_norm": f"{attention}k_layernorm.weight",
+        "self_attn.q_a_proj": f"{attention}linear_q_down_proj.weight",
+        "self_attn.q_b_proj": f"{attention}linear_q_up_proj.weight",
+        "self_attn.q_a_layernorm": attention + ("linear_q_up_proj.layer_norm_" if apart else "q_layernorm.") + "weight",
+        "self_attn.kv_a_proj_with_mqa": f"{attention}linear_kv_down_proj.weight",
+        "self_attn.kv_b_proj": f"{attention}linear_kv_up_proj.weight",
+        "self_attn.kv_a_layernorm": attention
+        + ("linear_kv_up_proj.layer_norm_" if apart else "kv_layernorm.")
+        + "weight",
+        f"{block}.gate": "mlp.router.weight",
+        "mlp.shared_expert_gate": "mlp.shared_experts.gate_weight",
+    }
+    names = {f"{name}.weight": mcore for name, mcore in names.items()} | {
+        "self_attn.o_proj.bias": f"{attention}linear_proj.bias",
         f"{block}.gate.e_score_correction_bias": "mlp.router.expert_bias",
-        "mlp.shared_expert_gate.weight": "mlp.shared_experts.gate_weight",
     }
     return made | {names[name]: tensor for name, tensor in hf.items()}
+
+
+def _experts(hf: dict[str, Tensor], block: str, num_experts: int, apart: bool) -> dict[str, Tensor]:
+    """Take the experts' tensors out of a layer, and return Megatron's, stacked or each by its number."""
+    parts = ("w1", "w3", "w2") if block == "block_sparse_moe" else HF_PARTS
+    mcore = "mlp.experts.experts"
+    numbers = [(f"{block}.experts.{n}", f"{mcore}.{n}" if apart else mcore) for n in range(num_experts)]
+    experts = [_feed_forward(hf, expert, name, "weight", parts, apart) for expert, name in numbers]
+    if apart:
+        return {name: tensor for expert in experts for name, tensor in expert.items()}
+    return {name: torch.stack([expert[name] for expert in experts]) for name in experts[0]}
 
 
 def _grouped(query: Tensor, key: Tensor, value: Tensor, model: HfModel) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.overrides import TorchFunctionMode
 
 COMMON = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -58,6 +59,7 @@ def _rank(rank: int, num_ranks: int, port: int, folder: Path) -> None:
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
     _do_without_cuda()
+    NoCuda().__enter__()
     store = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=num_ranks)
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=num_ranks)
@@ -92,7 +94,7 @@ def _model(config: dict[str, Any], num_ranks: int) -> Any:
         moe = {
             "num_moe_experts": config["num_experts"], "moe_router_topk": config["num_experts_per_tok"],
             "moe_ffn_hidden_size": config["moe_intermediate_size"], "moe_router_load_balancing_type": "none",
-            "moe_token_dispatcher_type": "alltoall",
+            "moe_token_dispatcher_type": "allgather",
         }  # fmt: skip
     has_qk_norm = config["model_type"] != "qwen2"
     settings = TransformerConfig(
@@ -132,13 +134,25 @@ def _logits(model: Any) -> torch.Tensor:
     return torch.cat(parts, dim=-1)
 
 
+class NoCuda(TorchFunctionMode):
+    """Makes on the CPU what is asked for on CUDA."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        changed = {"device": "cpu"} if str((kwargs or {}).get("device")).startswith("cuda") else {}
+        return func(*args, **(kwargs or {}) | changed)
+
+
 def _do_without_cuda() -> None:
-    """Stand in for what Megatron asks of CUDA while it saves, loads and computes in float32."""
+    """Stand in for what else Megatron asks of CUDA while it saves, loads and computes in float32."""
+    from megatron.core.tensor_parallel import random
+    from megatron.core.transformer.moe import moe_utils
+
+    moe_utils.te_general_gemm = None  # undefined without TransformerEngine
     torch.cuda.synchronize = lambda *_: None
     torch.cuda.current_device = lambda: "cpu"
     torch.cuda.manual_seed = lambda *_: None
-    torch.cuda.get_rng_state = lambda *_: torch.get_rng_state()
-    torch.cuda.set_rng_state = lambda *_: None
+    torch.cuda.get_rng_state = torch.cuda.random.get_rng_state = lambda *_, **__: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda *_, **__: None
     torch.Tensor.cuda = lambda tensor, *_, **__: tensor
 
 

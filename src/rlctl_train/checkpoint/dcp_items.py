@@ -10,7 +10,7 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,16 +34,11 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     Raises UserError where the description is damaged or refers to code, or where a file is gone, short or damaged.
     Objects that are no tensors are left out.
     """
-    description = _description(folder)
-    tensors = {
-        name: entry
-        for name, entry in description.state_dict_metadata.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+    tensors, items = _described(folder)
     pieces: dict[str, list[Piece]] = {name: [] for name in tensors}
-    for path, items in _by_file(item for name in tensors for item in _items(folder, description, name, tensors[name])):
-        with _opened(path, items[0]) as file:
-            for item in items:
+    for path, of_file in sorted(_by_file(items).items()):
+        with _opened(path, of_file[0]) as file:
+            for item in of_file:
                 pieces[item.name].append(Piece(path, _data_offset(file, item), item.start, item.shape))
     return {
         name: StoredTensor(name, entry.properties.dtype, tuple(entry.size), tuple(pieces[name]))
@@ -74,43 +69,56 @@ class _Layout:
     stride: tuple[int, ...]
 
 
-def _description(folder: Path) -> Metadata:
+def _described(folder: Path) -> tuple[dict[str, TensorStorageMetadata], list[_Item]]:
+    """Return what the description says of tensors, and of their chunks."""
+    path = folder / ".metadata"
     try:
         description = read_description(folder)
+        places = {
+            relative: _inside(folder, relative)
+            for relative in {info.relative_path for info in description.storage_data.values()}
+        }
+        tensors = {
+            name: entry
+            for name, entry in description.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+        }
+        return tensors, [item for name in tensors for item in _items(description, name, tensors[name], places)]
     except OSError as error:
-        raise UserError(f"{folder / '.metadata'}: {error.strerror}", "name the folder that holds it") from error
+        raise UserError(f"{path}: {error.strerror}", "name the folder of a checkpoint") from error
     except MANGLED as error:
         raise UserError(
-            f"{folder / '.metadata'} does not describe tensors: {error}",
-            "take the file from where the checkpoint was saved; do not load this one with anything else",
+            f"{path} does not describe tensors: {error}",
+            "take the file from where the checkpoint was saved, and trust nothing else in the folder",
             exit_code=FAILED,
         ) from error
-    if not isinstance(description, Metadata):
-        raise UserError(f"{folder / '.metadata'} does not describe tensors", "name another folder", exit_code=FAILED)
-    return description
 
 
-def _items(folder: Path, description: Metadata, name: str, entry: TensorStorageMetadata) -> Iterator[_Item]:
-    for chunk in {tuple(chunk.offsets): chunk for chunk in entry.chunks}.values():
+def _inside(folder: Path, relative: str) -> Path:
+    path = folder / relative
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{relative!r} is outside the folder")
+    return path
+
+
+def _items(
+    description: Metadata, name: str, entry: TensorStorageMetadata, places: Mapping[str, Path]
+) -> Iterator[_Item]:
+    for chunk in {chunk.offsets: chunk for chunk in entry.chunks}.values():
         info = description.storage_data.get(MetadataIndex(name, chunk.offsets))
         if info is None:
             continue
-        path = folder / info.relative_path
-        if not path.resolve().is_relative_to(folder.resolve()) or getattr(info, "transform_descriptors", None):
-            raise UserError(
-                f"{folder / '.metadata'}: {name!r} lies in {info.relative_path!r}, outside the folder or packed",
-                "only plain files inside the folder are read",
-                exit_code=FAILED,
-            )
-        start, shape = tuple(chunk.offsets), tuple(chunk.sizes)
-        yield _Item(name, entry.properties.dtype, start, shape, path, info.offset, info.length)
+        if getattr(info, "transform_descriptors", None):  # older versions have no such field
+            raise ValueError(f"{name!r} is packed by {info.transform_descriptors}")
+        file, start, shape = places[info.relative_path], tuple(chunk.offsets), tuple(chunk.sizes)
+        yield _Item(name, entry.properties.dtype, start, shape, file, info.offset, info.length)
 
 
-def _by_file(items: Iterator[_Item]) -> list[tuple[Path, list[_Item]]]:
+def _by_file(items: Iterable[_Item]) -> dict[Path, list[_Item]]:
     files: dict[Path, list[_Item]] = defaultdict(list)
     for item in items:
         files[item.file].append(item)
-    return sorted(files.items())
+    return files
 
 
 def _opened(path: Path, first: _Item) -> BinaryIO:
