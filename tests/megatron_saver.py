@@ -1,7 +1,7 @@
 """Save tiny models as Megatron-core does, on the CPU: `python -m tests.megatron_saver FOLDER`, with its environment.
 
-For every case, FOLDER/CASE/tp1 and tp2 hold `dist_ckpt`, `huggingface/config.json` and `logits.pt`; tp2 is tp1 loaded by
-Megatron into two processes and saved again. Nothing of rlctl is imported here.
+For every case, FOLDER/CASE/tp1 and tp2 hold `dist_ckpt`, `huggingface/config.json` and `logits.pt`; tp2 is tp1 loaded
+by Megatron into two processes and saved again. Nothing of rlctl is imported here.
 """
 
 from __future__ import annotations
@@ -23,24 +23,16 @@ COMMON = {
     "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 64, "max_position_embeddings": 32, "rms_norm_eps": 1e-6,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "tie_word_embeddings": False,
 }  # fmt: skip
+MOE = COMMON | {
+    "model_type": "qwen3_moe", "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+}  # fmt: skip
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "qwen2": (COMMON | {"model_type": "qwen2", "tie_word_embeddings": True}, {}),
     "qwen3": (COMMON | {"model_type": "qwen3", "head_dim": 16}, {"non_homogeneous_layers": True}),
-    "qwen3_moe": (
-        COMMON | {
-            "model_type": "qwen3_moe", "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2,
-            "norm_topk_prob": True,
-        },
-        {},
-    ),
-    "qwen3_moe_apart": (
-        COMMON | {
-            "model_type": "qwen3_moe", "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2,
-            "norm_topk_prob": True,
-        },
-        {"singleton_local_shards": True},
-    ),
-}  # fmt: skip
+    "qwen3_moe": (MOE, {}),
+    "qwen3_moe_apart": (MOE, {"singleton_local_shards": True}),
+}
 """Case -> what Hugging Face's config says, and how Megatron is to name what it saves."""
 TOKENS = torch.arange(20).view(2, 10) * 3
 

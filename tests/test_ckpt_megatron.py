@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from rlctl_train.checkpoint.dcp_items import stored_tensors
@@ -153,6 +155,22 @@ def test_a_chunk_that_no_rank_wrote_is_named(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps(description))
     with pytest.raises(UserError, match=r"lacks parts of 1 tensors: decoder\.layers\.mlp\.linear_fc2\.weight \(192 el"):
         megatron.read(tmp_path)
+
+
+class MCoreMetadata(Metadata):
+    """Stands for the class of this name in Megatron-core 0.15."""
+
+
+def test_a_description_with_what_megatron_keeps_for_its_next_save_is_read(tmp_path: Path) -> None:
+    write_qwen2(tmp_path)
+    path = tmp_path / "dist_ckpt" / ".metadata"
+    description = MCoreMetadata(**vars(pickle.loads(path.read_bytes())))
+    item = WriteItem(index=MetadataIndex("a"), type=WriteItemType.BYTE_IO)
+    vars(description)["all_local_plans"] = [SavePlan([item], storage_data=[WriteItemType.SHARD])]
+    theirs = b"cmegatron.core.dist_checkpointing.strategies.torch\n"
+    path.write_bytes(pickle.dumps(description, protocol=2).replace(f"c{__name__}\n".encode(), theirs))
+    assert theirs in path.read_bytes()
+    read_exactly(megatron.read(tmp_path), made("qwen2").weights)
 
 
 def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:

@@ -54,9 +54,9 @@ def read(path: Path) -> Checkpoint:
             "save it once more in Megatron's own environment, with --ckpt-format torch_dist",
         )
     stored = stored_tensors(folder)
-    _check_whole(folder, stored)
-    around = _around(path, folder)
     weights = {name: t for name, t in stored.items() if not mcore_names.OPTIMIZER.fullmatch(name)}
+    _check_whole(folder, weights)
+    around = _around(path, folder)
     tensors = _hf_tensors(folder, weights, around)
     others = _beside(folder) or {"optimizer": {name: t for name, t in stored.items() if name not in weights}}
     files = {piece.file for part in (stored, *others.values()) for tensor in part.values() for piece in tensor.pieces}
@@ -67,7 +67,7 @@ def read(path: Path) -> Checkpoint:
         hf_folder=around.hf_folder,
         others={part: tensors for part, tensors in others.items() if tensors},
         facts={"format": "torch_dist", "files": len(files), **around.facts},
-        notes=around.notes + _notes(weights, tensors, around),
+        notes=around.notes + _notes(weights, tensors, around) + _lacking(others),
         files=tuple(sorted(files | {folder / name for name in (".metadata", FORMAT)} | set(around.files))),
     )
 
@@ -172,8 +172,8 @@ def _heads(settings: Mapping[str, Any], groups_key: str) -> tuple[int, int] | No
     return (heads, groups) if isinstance(heads, int) and isinstance(groups, int) else None
 
 
-def _check_whole(folder: Path, stored: Mapping[str, StoredTensor]) -> None:
-    lacking = {name: tensor.missing() for name, tensor in stored.items() if tensor.missing()}
+def _check_whole(folder: Path, weights: Mapping[str, StoredTensor]) -> None:
+    lacking = {name: tensor.missing() for name, tensor in weights.items() if tensor.missing()}
     if lacking:
         listed = [f"{name} ({count} elements)" for name, count in lacking.items()]
         raise UserError(
@@ -251,6 +251,12 @@ def _notes(weights: Mapping[str, StoredTensor], tensors: Mapping[str, NamedTenso
     if around.model_type is None and any(".experts." in name for name in tensors):
         notes.append("experts are named as in Qwen3-MoE and DeepSeek, since no config.json says otherwise")
     return tuple(notes)
+
+
+def _lacking(others: Mapping[str, Mapping[str, StoredTensor]]) -> tuple[str, ...]:
+    """Say where what lies beside the weights is not whole; old formats of an optimizer never are."""
+    lacking = {part: [name for name, t in tensors.items() if t.missing()] for part, tensors in others.items()}
+    return tuple(f"{len(names)} tensors of {part} have parts missing" for part, names in lacking.items() if names)
 
 
 def _listed(names: Sequence[str]) -> str:
