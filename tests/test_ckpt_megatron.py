@@ -116,6 +116,13 @@ def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:
         megatron.read(tmp_path)
 
 
+def test_a_model_saved_with_its_wrappers_is_read(tmp_path: Path) -> None:
+    model = made("qwen2")
+    wrapped = {f"module.module.{name}": tensor for name, tensor in mcore_weights(model).items()}
+    write_checkpoint(tmp_path, wrapped, config=model.config)
+    read_exactly(megatron.read(tmp_path), model.weights)
+
+
 def test_an_optimizer_is_kept_beside_the_weights_under_its_own_names(tmp_path: Path) -> None:
     moment = torch.randn(5)
     write_qwen2(tmp_path, **{"chained_0.optimizer.state.exp_avg.decoder.final_layernorm.weight": moment})

@@ -15,6 +15,7 @@ EXPERT = re.compile(r"mlp\.experts\.experts\.(?:(?P<expert>\d+)\.)?(?P<rest>line
 WITHOUT_WEIGHTS = re.compile(r".*(_extra_state|\binv_freq|\blocal_tokens_per_expert)\b.*")
 """What a name looks like that holds no weight: scales of FP8, tables of the rotary embedding, counters of a router."""
 OPTIMIZER = re.compile(r"(chained_\d+\.)?optimizer\..*")
+WRAPPERS = re.compile(r"^(module\.)+")
 OUTSIDE = {
     "embedding.word_embeddings.weight": "model.embed_tokens.weight",
     "decoder.final_layernorm.weight": "model.norm.weight",
@@ -83,6 +84,11 @@ class Source:
     """Whether its first dimension counts layers, [L, ...]."""
     experts_stacked: bool = False
     """Whether its next dimension counts experts, [E, ...]."""
+
+
+def plain(name: str) -> str:
+    """Return a weight's name without what wrappers of the model (for data parallelism, for half precision) prepend."""
+    return WRAPPERS.sub("", name)
 
 
 def source(name: str, model: Model) -> Source | None:

@@ -54,11 +54,12 @@ def read(path: Path) -> Checkpoint:
             "save it once more in Megatron's own environment, with --ckpt-format torch_dist",
         )
     stored = stored_tensors(folder)
-    weights = {name: t for name, t in stored.items() if not mcore_names.OPTIMIZER.fullmatch(name)}
+    optimizer = {name: t for name, t in stored.items() if mcore_names.OPTIMIZER.fullmatch(name)}
+    weights = {mcore_names.plain(name): t for name, t in stored.items() if name not in optimizer}
     _check_whole(folder, weights)
     around = _around(path, folder)
     tensors = _hf_tensors(folder, weights, around)
-    others = _beside(folder) or {"optimizer": {name: t for name, t in stored.items() if name not in weights}}
+    others = _beside(folder) or {"optimizer": optimizer}
     files = {piece.file for part in (stored, *others.values()) for tensor in part.values() for piece in tensor.pieces}
     return Checkpoint(
         kind="megatron",
