@@ -103,6 +103,14 @@ def test_verl_says_the_heads_where_hugging_face_does_not(tmp_path: Path) -> None
     read_exactly(megatron.read(tmp_path), model.weights)
 
 
+def test_experts_without_a_config_are_named_as_qwen_names_them(tmp_path: Path) -> None:
+    model = made("qwen2_moe")
+    write_checkpoint(tmp_path, mcore_weights(model), common=megatron_lm_arguments(model))
+    checkpoint = megatron.read(tmp_path)
+    read_exactly(checkpoint, model.weights)
+    assert "no config.json says otherwise" in checkpoint.notes[-1]
+
+
 def test_without_any_word_on_heads_nothing_is_guessed(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, mcore_weights(made("qwen3")))
     with pytest.raises(UserError, match=r"linear_qkv.*nothing says of how many heads"):

@@ -8,6 +8,7 @@ and gate and up projection in another, [2 F, ...], the gate first.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 LAYER = re.compile(r"decoder\.layers\.(?:(?P<layer>\d+)\.)?(?P<rest>\D.*)")
@@ -71,7 +72,7 @@ FAMILIES = {
     "mixtral": Family(block="block_sparse_moe", expert=("w1", "w3", "w2")),
     "qwen2_moe": Family(shared="shared_expert"),
 }
-"""By `model_type`; all others are named as `Family()` says."""
+"""By `model_type`; `family_of` says of others."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,13 @@ class Source:
     """Whether its first dimension counts layers, [L, ...]."""
     experts_stacked: bool = False
     """Whether its next dimension counts experts, [E, ...]."""
+
+
+def family_of(model_type: str | None, names: Iterable[str]) -> Family:
+    """Return how a model's experts are named; a shared expert with a gate of its own is Qwen's."""
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    return FAMILIES["qwen2_moe"] if any(name.endswith(".shared_experts.gate_weight") for name in names) else Family()
 
 
 def plain(name: str) -> str:

@@ -187,7 +187,7 @@ def _check_whole(folder: Path, weights: Mapping[str, StoredTensor]) -> None:
 def _hf_tensors(folder: Path, weights: Mapping[str, StoredTensor], around: _Around) -> dict[str, NamedTensor]:
     output_layer = weights.get("output_layer.weight")
     model = mcore_names.Model(
-        family=mcore_names.FAMILIES.get(around.model_type or "", mcore_names.Family()),
+        family=mcore_names.family_of(around.model_type, weights),
         latent_attention=any(".linear_kv_down_proj." in name for name in weights),
         value_head=output_layer is not None and output_layer.shape[0] == 1,
     )
@@ -250,7 +250,7 @@ def _notes(weights: Mapping[str, StoredTensor], tensors: Mapping[str, NamedTenso
     if without:
         notes.append(f"{len(without)} tensors hold no weights and are left out: {_listed(without)}")
     if around.model_type is None and any(".experts." in name for name in tensors):
-        notes.append("experts are named as in Qwen3-MoE and DeepSeek, since no config.json says otherwise")
+        notes.append("experts are named as Qwen and DeepSeek name theirs, since no config.json says otherwise")
     return tuple(notes)
 
 
