@@ -42,6 +42,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in ("sky", "cloud"):
         if item.get_closest_marker(marker) is not None and "RLCTL_SKY" not in os.environ:
             pytest.skip(f"SkyPilot is not here: nox -s {marker}")
+    if item.get_closest_marker("megatron") is not None and "RLCTL_MEGATRON" not in os.environ:
+        pytest.skip("Megatron-core is not here: nox -s megatron")
     if item.get_closest_marker("gpu") is not None:
         import torch
 

@@ -42,6 +42,19 @@ ALLOWED = frozenset(
     }
 )
 """What a description of shards refers to, besides dtypes."""
+MEGATRON = "megatron.core.dist_checkpointing.strategies.torch"
+PLANNER = "torch.distributed.checkpoint.planner"
+IGNORED = frozenset(
+    {
+        (MEGATRON, "MCoreSavePlan"),
+        (PLANNER, "BytesIOWriteData"),
+        (PLANNER, "SavePlan"),
+        (PLANNER, "TensorWriteData"),
+        (PLANNER, "WriteItem"),
+        (PLANNER, "WriteItemType"),
+    }
+)
+"""What Megatron keeps in a description to save faster next time, of no use for reading."""
 
 
 def save_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
@@ -66,7 +79,13 @@ def load_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
 
 def stored_names(folder: Path) -> set[str]:
     """Return the names of the tensors in a folder."""
-    return set(_Reader(folder).read_metadata().state_dict_metadata)
+    return set(read_description(folder).state_dict_metadata)
+
+
+def read_description(folder: Path) -> Metadata:
+    """Return torch's description of a folder's shards; raises UnpicklingError where it refers to anything else."""
+    with (folder / ".metadata").open("rb") as file:
+        return _ShardDescription(file).load()
 
 
 def read_description(folder: Path) -> Metadata:
@@ -87,10 +106,24 @@ class _Reader(FileSystemReader):
 
 class _ShardDescription(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
+        if (module_name, global_name) == (MEGATRON, "MCoreMetadata"):
+            return Metadata
+        if (module_name, global_name) in IGNORED:
+            return _Ignored
         is_dtype = module_name == "torch" and isinstance(vars(torch).get(global_name), torch.dtype)
         if not is_dtype and (module_name, global_name) not in ALLOWED:
             raise pickle.UnpicklingError(f"a checkpoint may not refer to {module_name}.{global_name}")
         return super().find_class(module_name, global_name)
+
+
+class _Ignored:
+    """Stands for an object that is not wanted, whatever it is made of."""
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
 @contextmanager
