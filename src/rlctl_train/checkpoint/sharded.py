@@ -88,12 +88,6 @@ def read_description(folder: Path) -> Metadata:
         return _ShardDescription(file).load()
 
 
-def read_description(folder: Path) -> Metadata:
-    """Return torch's description of a folder's shards: names, shapes, and where each shard lies."""
-    with (folder / ".metadata").open("rb") as file:
-        return _ShardDescription(file).load()
-
-
 class _Reader(FileSystemReader):
     """A reader that trusts no pickle: torch's own unpickles whatever the metadata file asks for."""
 
