@@ -148,11 +148,6 @@ class SlurmCluster:
                     process.kill()
         self.ask("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=no answer")
 
-    def bring_back(self, name: str) -> None:
-        """Start a lost node again, for new jobs."""
-        self.start_node(name)
-        self.ask("scontrol", "update", f"NodeName={name}", "State=RESUME")
-
     def start_controller(self) -> None:
         """Start the controller, and wait until it answers."""
         self._run("slurmctld", "-i")

@@ -200,7 +200,7 @@ def test_a_node_that_dies_whole_with_driver_and_head_costs_no_more_than_the_last
     desk.slurm.lose_node("n1")
     desk.let_go()
     desk.until(files, lambda: desk.facts(files)["JobState"] == "PENDING")
-    desk.slurm.bring_back("n1")
+    desk.slurm.start_node("n1")
     assert "start 2," in desk.follow(files)
     assert not (files.launch / f"losses-{desk.job(files)}").exists(), "no fault of the run"
     check_same(files, undisturbed)
