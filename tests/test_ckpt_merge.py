@@ -40,7 +40,7 @@ def same(folder: Path, model: PreTrainedModel) -> bool:
     return torch.equal(logits(loaded(folder)), logits(model))
 
 
-def in_memory(tmp_path: Path, model: PreTrainedModel, num_pieces: int = 1, **changes: Tensor) -> Checkpoint:
+def in_memory(tmp_path: Path, model: PreTrainedModel, num_pieces: int = 1, **changes: Any) -> Checkpoint:
     """Return a model as a trainer holds it: every name of its state, in pieces of rows, config beside."""
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(tmp_path / "config")
@@ -259,7 +259,7 @@ def lora(model: PreTrainedModel, folder: Path, seed: int = 1, **settings: Any) -
         for name, parameter in wrapped.named_parameters():
             if "lora_" in name or "modules_to_save" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    wrapped.save_pretrained(folder)
+    wrapped.save_pretrained(folder, save_embedding_layers="embed_tokens" in str(settings))
     return wrapped.merge_and_unload().eval()
 
 

@@ -1,8 +1,8 @@
 """What tensors a Hugging Face folder must hold, by its config: names, shapes, ties, without any weights.
 
-The model is built on the meta device. Its code is transformers' own; code beside the config is run only when it is trusted.
-Files hold some tensors under other names, or cut apart, than the model does (experts that are one tensor in memory); both
-forms are known here.
+The model is built on the meta device. Its code is transformers' own; code beside the config is run only when trusted.
+Files hold some tensors under other names than the model does, or cut apart (experts that are one tensor in memory);
+both forms are known here.
 """
 
 from __future__ import annotations

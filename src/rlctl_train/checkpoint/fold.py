@@ -126,6 +126,8 @@ def _refuse_strange(adapter: Adapter) -> None:
         raise _unsupported("the adapter is DoRA, which rescales the weights beside adding to them")
     if settings.get("target_parameters"):
         raise _unsupported("the adapter has target_parameters, pairs for parameters that several experts share")
+    if settings.get("trainable_token_indices"):
+        raise _unsupported("the adapter trains single tokens of the embedding")
     if any("lora_" in name and len(tensor.shape) != 2 for name, tensor in adapter.tensors.items()):
         raise _unsupported("the adapter has pairs that are not matrices")
     start = settings.get("init_lora_weights")
@@ -162,7 +164,7 @@ def _pair(settings: Mapping[str, object], layer: str, part: str, tensors: Mappin
     rank, told = down.shape[0], _of_layer(settings, "rank_pattern", "r", layer)
     if up.shape[1] != rank or (told is not None and told != rank):
         raise UserError(
-            f"the adapter's A of {layer} is {list(down.shape)}, its B {list(up.shape)}, and its rank is said to be {told}",
+            f"the adapter's A of {layer} is {list(down.shape)}, its B {list(up.shape)}, its rank is said to be {told}",
             "mend r and rank_pattern in adapter_config.json, or save the adapter again",
         )
     alpha = _of_layer(settings, "alpha_pattern", "lora_alpha", layer)

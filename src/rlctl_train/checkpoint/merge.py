@@ -1,7 +1,7 @@
-"""A checkpoint of any kind as a Hugging Face folder: first a plan, with everything that stands against it; then the files.
+"""A checkpoint of any kind as a Hugging Face folder: first a plan, with all that stands against it; then the files.
 
-Nothing is dropped, renamed or cut without being said: the plan names it. Weights stream from the files they lie in; config,
-tokenizer and template are copied. The folder has its name only when it is whole (`workplace`).
+Nothing is dropped, renamed or cut without being said: the plan names it. Weights stream from the files they lie in;
+config, tokenizer and template are copied. The folder has its name only when it is whole (`workplace`).
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def merge(
 
     `on_progress` hears of the bytes of weights that are written, and of all. Raises UserError for what is in the way.
     """
-    if plan.problems:
+    for first in plan.problems[:1]:
         more = f" (and {len(plan.problems) - 1} more problems)" if len(plan.problems) > 1 else ""
-        raise UserError(plan.problems[0].what + more, plan.problems[0].remedy)
+        raise UserError(first.what + more, first.remedy)
     target = target.absolute()
     try:
         with claimed(target) as place:
@@ -64,7 +64,13 @@ def fingerprint(plan: MergePlan) -> str:
     """Return a hash of all that the output follows from: input files with sizes and times, options, layout."""
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in plan.inputs]
     headers = [(file.name, hashlib.sha256(file.header).hexdigest()) for file in plan.files]
-    content = [stats, headers, {key: str(value) for key, value in asdict(plan.options).items()}, plan.texts, plan.folded]
+    content = [
+        stats,
+        headers,
+        {key: str(value) for key, value in asdict(plan.options).items()},
+        plan.texts,
+        plan.folded,
+    ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -76,7 +82,7 @@ def _merge_in(place: Workplace, plan: MergePlan, *, overwrite: bool, on_progress
             _clean_if_new(place)
             raise UserError(f"{place.target} exists already", remedy)
         done = place.resume(mark)
-        sizes = {output.name: output.nbytes for _, output in plan.outputs()}
+        sizes = {output.name: output.nbytes for output in plan.outputs()}
         before, total = sum(sizes[name] for name in done), sum(sizes.values())
         _check_space(place, plan)
         finished = dict(done)
@@ -134,9 +140,10 @@ def _manifest(out: Path, plan: MergePlan, checksums: dict[str, str], mark: str) 
     tensors = {
         output.name: {
             "dtype": DTYPES[output.dtype], "shape": list(output.tensor.shape), "bytes": output.nbytes,
-            "checksum": checksums[output.name], "file": file,
+            "checksum": checksums[output.name], "file": file.name, "offset": offset,
         }
-        for file, output in plan.outputs()
+        for file in plan.files
+        for offset, output in file.outputs
     }  # fmt: skip
     return {
         "schema_version": 1,

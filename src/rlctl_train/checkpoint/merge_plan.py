@@ -137,7 +137,9 @@ def _parts(tensors: Mapping[str, NamedTensor]) -> dict[str, Part]:
 def _config(folder: Path | None, path: Path) -> dict[str, Any]:
     if folder is None or not (folder / "config.json").is_file():
         where = path if folder is None else folder
-        raise UserError(f"{where} has no config.json", "name the folder of the model's config and tokenizer with --config")
+        raise UserError(
+            f"{where} has no config.json", "name the folder of the model's config and tokenizer with --config"
+        )
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -158,7 +160,9 @@ def _settle_architecture(draft: Draft) -> None:
         "id2label": {str(label): f"LABEL_{label}" for label in range(num_labels)},
         "label2id": {f"LABEL_{label}": label for label in range(num_labels)},
     }
-    draft.notes.append(f"the config says {architecture}, the weights end in `score`: written as {task.removeprefix('For')}")
+    draft.notes.append(
+        f"the config says {architecture}, the weights end in `score`: written as {task.removeprefix('For')}"
+    )
 
 
 def _know(draft: Draft, folder: Path) -> None:
@@ -310,9 +314,13 @@ def _check(draft: Draft) -> None:
         if name in present and tuple(draft.parts[name].tensor.shape) != shape
     ]
     if missing:
-        draft.refuse(f"{len(missing)} tensors are missing: {_named(missing)}", "see that config and weights belong together")
+        draft.refuse(
+            f"{len(missing)} tensors are missing: {_named(missing)}", "see that config and weights belong together"
+        )
     if wrong:
-        draft.refuse(f"{len(wrong)} tensors have another shape: {_named(wrong)}", "see that config and weights belong together")
+        draft.refuse(
+            f"{len(wrong)} tensors have another shape: {_named(wrong)}", "see that config and weights belong together"
+        )
     if extra and draft.options.allow_extra:
         draft.notes.append(f"{len(extra)} tensors that the model does not know are written along: {_named(extra)}")
     elif extra:

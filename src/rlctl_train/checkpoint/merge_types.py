@@ -73,7 +73,7 @@ class MergePlan:
         """Return the size of all weight files."""
         return sum(file.nbytes for file in self.files)
 
-    def outputs(self) -> Iterator[tuple[str, Output]]:
-        """Yield every tensor with the name of its file."""
+    def outputs(self) -> Iterator[Output]:
+        """Yield every tensor that is written."""
         for file in self.files:
-            yield from ((file.name, output) for _, output in file.outputs)
+            yield from (output for _, output in file.outputs)

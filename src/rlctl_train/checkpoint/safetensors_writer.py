@@ -135,10 +135,11 @@ def write(
         jobs = deque((file, at, output) for file in files for at, output in file.outputs if output.name not in done)
         work = _Work(folder, descriptors, jobs)
         threads = [threading.Thread(target=work.run, daemon=True) for _ in range(num_threads or _num_threads())]
+        num_results = len(jobs) + len(threads)
         for thread in threads:
             thread.start()
         try:
-            _collect(work, len(jobs) + len(threads), folder, on_finished, on_progress)
+            _collect(work, num_results, folder, on_finished, on_progress)
         finally:
             work.stop.set()
             for thread in threads:
@@ -162,7 +163,9 @@ def blocks(output: Output) -> Iterator[Tensor]:
 class _Work:
     """What the writing threads share."""
 
-    def __init__(self, folder: Path, descriptors: Mapping[str, int], jobs: deque[tuple[WeightFile, int, Output]]) -> None:
+    def __init__(
+        self, folder: Path, descriptors: Mapping[str, int], jobs: deque[tuple[WeightFile, int, Output]]
+    ) -> None:
         self._folder, self._descriptors, self._jobs = folder, descriptors, jobs
         self._room = _Room(HELD_BYTES)
         self.stop = threading.Event()
@@ -189,7 +192,7 @@ class _Work:
         for block in blocks(output):
             if self.stop.is_set():
                 break
-            view = memoryview(block.numpy())
+            view = block.numpy().data
             checksum = zlib.crc32(view, checksum)
             _pwrite(self._descriptors[file.name], view, at, self._folder / file.name)
             at += len(view)

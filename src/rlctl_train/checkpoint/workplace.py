@@ -1,7 +1,7 @@
 """Where an output grows before it has its name: `.NAME.merging` beside the target, with a journal of what is done.
 
-One process at a time holds it. What is in the journal has reached the disk, so that a process that is killed at any moment
-can be followed by another that goes on; the target's name is given by one rename, when everything is there.
+One process at a time holds it. What is in the journal has reached the disk, so that a process that is killed at any
+moment can be followed by another that goes on; the target's name is given by one rename, when everything is there.
 """
 
 from __future__ import annotations
