@@ -88,7 +88,7 @@ class Reading:
                     return
                 yield buffer[:count]
                 offset, num_bytes, self.done = offset + count, num_bytes - count, self.done + count
-                self.tell(self.done, self.total)
+                self.tell(min(self.done, self.total), self.total)
 
 
 def verify(path: Path, kind: str | None = None, *, on_progress: Progress = lambda done, total: None) -> Verdict:
@@ -188,12 +188,14 @@ def _verify_ranges(folder: Path, ranges: Iterable[Range], reading: Reading) -> N
 
 def _verify_zipped(folder: Path, files: Iterable[Path], reading: Reading) -> None:
     """Hold the records of torch's archives against the checksums in them."""
+    archives = [file for file in files if file.suffix in ZIPPED and file.is_file()]
+    if not archives:
+        return
     from rlctl_train.checkpoint.torch_file import damaged_records
 
-    for file in files:
-        if file.suffix in ZIPPED and file.is_file():
-            for record in damaged_records(file):
-                reading.find("changed", _below(folder, file), f"its record {record} is not what was written")
+    for file in archives:
+        for record in damaged_records(file):
+            reading.find("changed", _below(folder, file), f"its record {record} is not what was written")
 
 
 def _verify_form(path: Path, kind: str | None, on_progress: Progress) -> Verdict:
