@@ -17,6 +17,7 @@ from rlctl_train.checkpoint.compare import is_equal
 from rlctl_train.checkpoint.expected import Expected, expected
 from rlctl_train.checkpoint.merge_types import MergeOptions, MergePlan, Problem
 from rlctl_train.checkpoint.parts import cut
+from rlctl_train.checkpoint.probe import PROBE
 from rlctl_train.checkpoint.safetensors_writer import DTYPES, Output, WeightFile, arrange
 from rlctl_train.checkpoint.stored import Adapter, Checkpoint, NamedTensor, StoredTensor
 from rlctl_train.config.errors import UserError
@@ -27,7 +28,7 @@ HEAD = re.compile(r"(v_head|value_head|reward_head|score|classifier|summary)\..+
 COPIED = (
     "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
     "merges.txt", "*.model", "*.tiktoken", "chat_template*", "additional_chat_templates/*", "preprocessor_config.json",
-    "processor_config.json", "video_preprocessor_config.json",
+    "processor_config.json", "video_preprocessor_config.json", PROBE,
 )  # fmt: skip
 """What else belongs to a model, beside its config."""
 CODE = "*.py"
@@ -89,6 +90,8 @@ def plan_merge(checkpoint: Checkpoint, options: MergeOptions) -> MergePlan:
         files += _adapter_files(checkpoint.adapter, options, "adapter/")
         texts["adapter/adapter_config.json"] = _json(checkpoint.adapter.settings)
     copies = _copies(folder, trust_remote_code=options.trust_remote_code)
+    if (checkpoint.path / PROBE).is_file():
+        copies[PROBE] = checkpoint.path / PROBE
     if not options.trust_remote_code and any(folder.glob(CODE)):
         draft.notes.append(f"the code files of {folder} are not copied without --trust-remote-code")
     inputs = _inputs((*checkpoint.files, *base.files, *copies.values()), files)
