@@ -32,7 +32,8 @@ def contents(checkpoint: Checkpoint, reason: str) -> dict[str, Any]:
         "totals": _totals(checkpoint.tensors),
         "tensors": _tensors(checkpoint.tensors),
         "adapter": None if adapter is None else {
-            "settings": dict(adapter.settings), "totals": _totals(adapter.tensors), "tensors": _tensors(adapter.tensors),
+            "settings": dict(adapter.settings), "totals": _totals(adapter.tensors),
+            "tensors": _tensors(adapter.tensors),
         },
         "others": {part: {"totals": _totals(of), "tensors": _tensors(of)} for part, of in checkpoint.others.items()},
         "files": [str(file) for file in checkpoint.files],
