@@ -24,7 +24,7 @@ def check(repo: str) -> str:
         raise UserError("HF_HUB_OFFLINE is set", "unset it to push", exit_code=PREFLIGHT) from error
     except HfHubHTTPError as error:
         raise UserError(f"the hub does not take the token: {error}", "make a new one", exit_code=PREFLIGHT) from error
-    except (OSError, RuntimeError) as error:
+    except HfHubHTTPError.__bases__ as error:  # those of the HTTP library below, whose name depends on the version
         remedy = "see that this machine reaches the hub, or set HF_ENDPOINT to a mirror"
         raise UserError(f"the hub cannot be reached: {error}", remedy, exit_code=PREFLIGHT) from error
 
@@ -37,8 +37,6 @@ def push(folder: Path, repo: str, *, private: bool) -> str:
     try:
         HfApi().create_repo(repo, private=private, exist_ok=True)
         return str(HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload merged model"))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        remedy = (
-            f"the folder {folder} is complete: mend it and give the command again, or use `hf upload {repo} {folder}`"
-        )
+    except (ValueError, *HfHubHTTPError.__bases__) as error:
+        remedy = f"{folder} is complete: mend it and give the command again, or use `hf upload {repo} {folder}`"
         raise UserError(f"pushing to {repo} failed: {error}", remedy, exit_code=FAILED) from error
