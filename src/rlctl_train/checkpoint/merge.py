@@ -119,6 +119,11 @@ def _check_space(place: Workplace, plan: MergePlan) -> None:
 
 
 def _write_small(out: Path, plan: MergePlan) -> None:
+    """Write all but the weights, in place of what a broken off try may have left of it."""
+    weights = {out / file.name for file in plan.files}
+    for path in out.rglob("*"):
+        if path.is_file() and path not in weights:
+            path.unlink()
     for name, path in plan.copies.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, out / name)
