@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -198,6 +200,13 @@ def test_code_beside_the_config_is_neither_run_nor_copied_unless_trusted(tmp_pat
     merge(plan, tmp_path / "out")
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out" / "evil.py").exists()
     assert "not copied" in plan.notes[-1]
+
+
+def test_trusted_code_is_copied(tmp_path: Path) -> None:
+    checkpoint = in_memory(tmp_path, make_model("LlamaForCausalLM"))
+    (tmp_path / "config" / "modeling_own.py").touch()
+    merge(plan_merge(checkpoint, MergeOptions(trust_remote_code=True)), tmp_path / "out")
+    assert (tmp_path / "out" / "modeling_own.py").exists()
 
 
 def test_tokenizer_and_template_come_along(tmp_path: Path, tiny_model: Path) -> None:
@@ -437,7 +446,7 @@ def test_too_small_a_disk_is_told_with_numbers_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_merge(in_memory(tmp_path, make_model("LlamaForCausalLM")), MergeOptions())
-    monkeypatch.setattr("shutil.disk_usage", lambda path: os.terminal_size((0, 0)) and type("U", (), {"free": 10**6}))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**6))
     with pytest.raises(UserError, match=r"needs 0\.07 GB .* 0\.00 GB are free") as caught:
         merge(plan, tmp_path / "out")
     assert caught.value.exit_code == DOES_NOT_FIT and not list(tmp_path.rglob("*.safetensors"))
@@ -493,7 +502,9 @@ def test_the_manifest_lists_every_tensor_and_file(tmp_path: Path) -> None:
     merge(plan_merge(read_folder(tmp_path), MergeOptions()), tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["schema_version"] == 1 and manifest["kind"] == "huggingface" and manifest["algorithm"] == "crc32"
+    bits = torch.arange(4.0).numpy().tobytes()
     assert manifest["tensors"]["x"] == {
-        "dtype": "F32", "shape": [4], "bytes": 16, "checksum": "f9a4aa8e", "file": "model.safetensors",
-    } or manifest["tensors"]["x"]["bytes"] == 16  # fmt: skip
+        "dtype": "F32", "shape": [4], "bytes": 16, "checksum": f"{zlib.crc32(bits):08x}", "file": "model.safetensors",
+        "offset": read_file(tmp_path / "out" / "model.safetensors")["x"].pieces[0].offset,  # type: ignore[attr-defined]
+    }  # fmt: skip
     assert set(manifest["files"]) == {"config.json", "model.safetensors"}

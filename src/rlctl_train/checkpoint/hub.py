@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from rlctl_train.config.errors import FAILED, PREFLIGHT, UserError
 
@@ -24,7 +25,7 @@ def check(repo: str) -> str:
         raise UserError("HF_HUB_OFFLINE is set", "unset it to push", exit_code=PREFLIGHT) from error
     except HfHubHTTPError as error:
         raise UserError(f"the hub does not take the token: {error}", "make a new one", exit_code=PREFLIGHT) from error
-    except HfHubHTTPError.__bases__ as error:  # those of the HTTP library below, whose name depends on the version
+    except _unreachable() as error:
         remedy = "see that this machine reaches the hub, or set HF_ENDPOINT to a mirror"
         raise UserError(f"the hub cannot be reached: {error}", remedy, exit_code=PREFLIGHT) from error
 
@@ -32,11 +33,17 @@ def check(repo: str) -> str:
 def push(folder: Path, repo: str, *, private: bool) -> str:
     """Upload a folder and return where it lies."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         HfApi().create_repo(repo, private=private, exist_ok=True)
         return str(HfApi().upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload merged model"))
-    except (ValueError, *HfHubHTTPError.__bases__) as error:
+    except (ValueError, *_unreachable()) as error:
         remedy = f"{folder} is complete: mend it and give the command again, or use `hf upload {repo} {folder}`"
         raise UserError(f"pushing to {repo} failed: {error}", remedy, exit_code=FAILED) from error
+
+
+def _unreachable() -> tuple[type[Exception], ...]:
+    """Return the errors of the HTTP library below the hub's, whose name depends on the hub's version."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)

@@ -131,19 +131,22 @@ def write(
 
     `on_finished` hears of tensors that have reached the disk, `on_progress` of the bytes written so far.
     """
-    with _opened(folder, files) as descriptors:
-        jobs = deque((file, at, output) for file in files for at, output in file.outputs if output.name not in done)
-        work = _Work(folder, descriptors, jobs)
-        threads = [threading.Thread(target=work.run, daemon=True) for _ in range(num_threads or _num_threads())]
-        num_results = len(jobs) + len(threads)
+    for file in files:
+        _prepare(folder, file)
+    for parent in {(folder / file.name).parent for file in files}:
+        _sync(parent)
+    jobs = deque((file, at, output) for file in files for at, output in file.outputs if output.name not in done)
+    work = _Work(folder, jobs)
+    threads = [threading.Thread(target=work.run, daemon=True) for _ in range(num_threads or _num_threads())]
+    num_results = len(jobs) + len(threads)
+    for thread in threads:
+        thread.start()
+    try:
+        _collect(work, num_results, folder, on_finished, on_progress)
+    finally:
+        work.stop.set()
         for thread in threads:
-            thread.start()
-        try:
-            _collect(work, num_results, folder, on_finished, on_progress)
-        finally:
-            work.stop.set()
-            for thread in threads:
-                thread.join()
+            thread.join()
 
 
 def _num_threads() -> int:
@@ -163,10 +166,8 @@ def blocks(output: Output) -> Iterator[Tensor]:
 class _Work:
     """What the writing threads share."""
 
-    def __init__(
-        self, folder: Path, descriptors: Mapping[str, int], jobs: deque[tuple[WeightFile, int, Output]]
-    ) -> None:
-        self._folder, self._descriptors, self._jobs = folder, descriptors, jobs
+    def __init__(self, folder: Path, jobs: deque[tuple[WeightFile, int, Output]]) -> None:
+        self._folder, self._jobs = folder, jobs
         self._room = _Room(HELD_BYTES)
         self.stop = threading.Event()
         self.written = 0
@@ -188,15 +189,19 @@ class _Work:
             self.results.put(None)
 
     def _write(self, file: WeightFile, at: int, output: Output) -> Finished:
-        checksum = 0
-        for block in blocks(output):
-            if self.stop.is_set():
-                break
-            view = block.numpy().data
-            checksum = zlib.crc32(view, checksum)
-            _pwrite(self._descriptors[file.name], view, at, self._folder / file.name)
-            at += len(view)
-            self.written += len(view)  # a lost update of two threads only shows a little less progress
+        path, checksum = self._folder / file.name, 0
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            for block in blocks(output):
+                if self.stop.is_set():
+                    break
+                view = block.numpy().data
+                checksum = zlib.crc32(view, checksum)
+                _pwrite(descriptor, view, at, path)
+                at += len(view)
+                self.written += len(view)  # a lost update of two threads only shows a little less progress
+        finally:
+            os.close(descriptor)
         return Finished(output.name, file.name, f"{checksum:08x}", output.nbytes)
 
 
@@ -254,24 +259,17 @@ def _collect(
         on_progress(work.written)
 
 
-@contextmanager
-def _opened(folder: Path, files: Sequence[WeightFile]) -> Iterator[dict[str, int]]:
-    """Open the files for writing, those that are not there in their full length with header alone."""
-    descriptors: dict[str, int] = {}
+def _prepare(folder: Path, file: WeightFile) -> None:
+    """Make a file that is not there in its full length: header alone, the rest a hole."""
+    path = folder / file.name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        for file in files:
-            path = folder / file.name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptors[file.name] = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            if os.fstat(descriptors[file.name]).st_size != file.nbytes:
-                _pwrite(descriptors[file.name], memoryview(file.header), 0, path)
-                os.ftruncate(descriptors[file.name], file.nbytes)
-        for parent in {(folder / file.name).parent for file in files}:
-            _sync(parent)
-        yield descriptors
+        if os.fstat(descriptor).st_size != file.nbytes:
+            _pwrite(descriptor, memoryview(file.header), 0, path)
+            os.ftruncate(descriptor, file.nbytes)
     finally:
-        for descriptor in descriptors.values():
-            os.close(descriptor)
+        os.close(descriptor)
 
 
 def _pwrite(descriptor: int, view: memoryview, offset: int, path: Path) -> None:

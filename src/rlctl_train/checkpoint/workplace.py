@@ -84,7 +84,10 @@ class Workplace:
         _sync(self.target.parent)
 
     def clean(self) -> None:
-        """Remove the hidden folder."""
+        """Remove the hidden folder, its journal last: by it another process knows that the target is this merge's."""
+        for folder in (self.out, self._replaced):
+            shutil.rmtree(folder, ignore_errors=True)
+        self._journal.unlink(missing_ok=True)
         shutil.rmtree(self.root)
 
     def _append(self, lines: Sequence[Mapping[str, str]]) -> None:
