@@ -97,7 +97,7 @@ class StoredTensor:
     def read(self) -> Tensor:
         """Return the whole tensor; raises OSError or EOFError where a file is gone or too short."""
         whole = torch.empty(self.shape, dtype=self.dtype)
-        if self._in_rows() is not None:
+        if self.in_rows() is not None:
             flat, at = whole.view(-1), 0
             for chunk in self.chunks():
                 flat[at : at + len(chunk)] = chunk
@@ -111,14 +111,14 @@ class StoredTensor:
 
     def chunks(self, num_bytes: int = CHUNK_BYTES) -> Iterator[Tensor]:
         """Yield its elements in C order, without ever holding more than one block where the pieces are whole rows."""
-        pieces = self._in_rows()
+        pieces = self.in_rows()
         if pieces is None:
             yield from self.read().view(-1).split(max(1, num_bytes // self.dtype.itemsize))
             return
         for piece in pieces:
             yield from self._blocks(piece, num_bytes)
 
-    def _in_rows(self) -> Sequence[Piece] | None:
+    def in_rows(self) -> Sequence[Piece] | None:
         """Return the pieces in order where each spans all dimensions but the first, so that bytes follow each other."""
         if any(piece.shape[1:] != self.shape[1:] or any(piece.start[1:]) for piece in self.pieces):
             return None
