@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayError
 
 from rlctl_train.checkpoint.background import in_background
-from rlctl_train.checkpoint.shares import Written, seal
+from rlctl_train.checkpoint.shares import Written, seal, tensors_of, told_of
 from rlctl_train.checkpoint.store import CheckpointStore, refused
 from rlctl_train.checkpoint.uploads import Uploads
 from rlctl_train.crew import WorkersLost
@@ -123,7 +123,7 @@ class Saver:
             seal(folder / role, everyone)
         for name, text in texts.items():
             (folder / name).write_text(text)
-        target = self._store.commit(step, {**more, "tensors": tensors_of(written)}, files_of(written))
+        target = self._store.commit(step, {**more, "tensors": tensors_of(written)}, told_of(written))
         if self._uploads is not None:
             self._uploads.add(target)
 
@@ -156,29 +156,3 @@ class Saver:
             if self._given_up.is_set():
                 raise GivenUp
         return ray.get(ref)
-
-
-def files_of(written: Mapping[str, list[Written]]) -> dict[str, dict[str, Any]]:
-    """Return the manifest's entries of the files that ranks have written."""
-    return {
-        f"{role}/{name}": entry
-        for role, everyone in written.items()
-        for one in everyone
-        for name, entry in one.files.items()
-    }
-
-
-def tensors_of(written: Mapping[str, list[Written]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the manifest's entries of the tensors that ranks have written."""
-    tensors: dict[str, list[dict[str, Any]]] = {}
-    for role, everyone in written.items():
-        for piece in (piece for one in everyone for piece in one.pieces):
-            tensors.setdefault(f"{role}/{piece.name}", []).append(
-                {
-                    "file": f"{role}/{piece.file}",
-                    "offset": piece.offset,
-                    "bytes": piece.bytes,
-                    "checksum": piece.checksum,
-                }
-            )
-    return dict(sorted(tensors.items()))

@@ -148,6 +148,32 @@ def hashed(folder: Path, results: Sequence[WriteResult], file: str) -> tuple[lis
     return pieces, {file: {"bytes": size, ALGORITHM: whole.hexdigest()}}
 
 
+def told_of(written: Mapping[str, list[Written]]) -> dict[str, dict[str, Any]]:
+    """Return the manifest's entries of the files that ranks have written."""
+    return {
+        f"{role}/{name}": entry
+        for role, everyone in written.items()
+        for one in everyone
+        for name, entry in one.files.items()
+    }
+
+
+def tensors_of(written: Mapping[str, list[Written]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the manifest's entries of the tensors that ranks have written."""
+    tensors: dict[str, list[dict[str, Any]]] = {}
+    for role, everyone in written.items():
+        for piece in (piece for one in everyone for piece in one.pieces):
+            tensors.setdefault(f"{role}/{piece.name}", []).append(
+                {
+                    "file": f"{role}/{piece.file}",
+                    "offset": piece.offset,
+                    "bytes": piece.bytes,
+                    "checksum": piece.checksum,
+                }
+            )
+    return dict(sorted(tensors.items()))
+
+
 @contextmanager
 def alone_is_fine() -> Iterator[None]:
     """Silence torch's remark that a process without a process group saves or loads by itself."""
