@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,8 +166,6 @@ def test_one_whole_tensor_at_a_time_is_in_memory(saved: Path, tmp_path: Path, mo
     read = module._read
 
     def counted(*arguments: Any) -> Any:
-        import weakref
-
         whole = read(*arguments)
         assert sum(reference() is not None for reference in alive) <= 1
         alive.append(weakref.ref(whole))
