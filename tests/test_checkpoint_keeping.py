@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from typing import Literal
 
 import pytest
 
-from rlctl_train.checkpoint.lock import LOCK, sole_writer
+from rlctl_train.checkpoint.lock import NOTE, sole_writer
 from rlctl_train.checkpoint.manifest import Best, damages, is_complete, read_manifest
 from rlctl_train.checkpoint.store import CheckpointStore
 from rlctl_train.config.errors import FAILED, PREFLIGHT, UserError
@@ -115,7 +116,7 @@ def test_two_runs_cannot_write_one_folder(tmp_path: Path) -> None:
             pass
         assert told.value.exit_code == PREFLIGHT
     with sole_writer(tmp_path, "second"):
-        assert json.loads((tmp_path / LOCK).read_text())["run"] == "second"
+        assert json.loads((tmp_path / NOTE).read_text())["run"] == "second"
 
 
 def test_a_killed_writer_leaves_the_folder_free(tmp_path: Path) -> None:
@@ -133,3 +134,28 @@ def test_a_killed_writer_leaves_the_folder_free(tmp_path: Path) -> None:
     writer.stdout.close()
     with sole_writer(tmp_path, "next"):
         pass
+
+
+def test_a_file_system_without_locks_is_warned_of_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with sole_writer(tmp_path, "first"):
+        pass
+    assert "has no locks (Operation not supported)" in capsys.readouterr().err
+
+
+def test_a_folder_that_may_not_be_written_is_said_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("os.open", denied)
+    forbidden = pytest.raises(UserError, match=r"checkpoints cannot be written to .*: Permission denied")
+    with forbidden as told, sole_writer(tmp_path, "first"):
+        pass
+    assert told.value.exit_code == PREFLIGHT
