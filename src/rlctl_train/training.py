@@ -139,6 +139,7 @@ class Stage:
         run.sync()
         if run.step == 0:
             self.totals.val_accuracy_start = self._validate()
+        self._check_best(self._config.checkpoint)
         run.take_metrics()
         while run.step < trainer.num_steps:
             if self._stop.requested:
@@ -206,7 +207,6 @@ class Stage:
             metrics, accuracy = self._validate_by_generating()
         self._run.take_metrics()
         self._validated = metrics
-        self._check_best(self._config.checkpoint)
         self._writer.log(
             self._run.step + self._offset,
             "validation",
@@ -251,6 +251,7 @@ class Stage:
             return
         start = time.perf_counter()
         self._saver.wait()
+        metrics = self._saver.take_metrics()  # of the save before
         folder = self._store.begin(step, self._num_bytes)
         probe = self._run.probe()
         state = self._run.save(folder)
@@ -259,9 +260,10 @@ class Stage:
         self._saver.complete(step, folder, self._run.writers(), texts, {"metrics": self._validated})
         if not self._config.checkpoint.asynchronous:
             self._saver.wait()
+            self._saver.take_metrics()  # nothing was written beside training
         self._saved_step = step
-        pause = {"timing_s/save_checkpoint": time.perf_counter() - start}
-        self._writer.log(step + self._offset, "checkpoint", self._run.take_metrics() | pause)
+        metrics |= {"timing_s/save_checkpoint": time.perf_counter() - start}
+        self._writer.log(step + self._offset, "checkpoint", self._run.take_metrics() | metrics)
 
     def _finish_saving(self) -> None:
         """Wait for the save under way."""
@@ -283,7 +285,7 @@ class Stage:
         if config.keep_best and config.best_metric not in self._validated:
             raise UserError(
                 f"checkpoint.best_metric={config.best_metric!r} is not measured by this run's validation",
-                f"name one of these: {', '.join(sorted(self._validated))}; or set checkpoint.keep_best=0",
+                f"name one of these: {', '.join(sorted(self._validated)) or 'none'}; or set checkpoint.keep_best=0",
                 exit_code=PREFLIGHT,
             )
 
