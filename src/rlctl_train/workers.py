@@ -26,7 +26,7 @@ from rlctl_train.batch import Batch, gather, length_mask, pad_rows
 from rlctl_train.checkpoint.background import in_background
 from rlctl_train.checkpoint.probe import TEMPERATURE, Probe, make_probe, probe_rows
 from rlctl_train.checkpoint.shares import HostCopies, Share, Written
-from rlctl_train.checkpoint.store import refused
+from rlctl_train.checkpoint.store import refusals_told
 from rlctl_train.checksum import checksum
 from rlctl_train.config import RunConfig
 from rlctl_train.config.algo import SftConfig
@@ -236,7 +236,7 @@ class EngineWorker(Traceable):
         Where the run saves asynchronously, training may go on at once.
         """
         place = folder / self._role
-        with self._memory.phase("checkpoint"):
+        with self._memory.phase("checkpoint"), refusals_told(folder):
             if self._spec.config.checkpoint.asynchronous:
                 share = self._engine.copy_share(place, self._copies)
                 self._writing = in_background("write", lambda: _write(share, folder))
@@ -401,10 +401,8 @@ class RolloutWorker(Traceable):
 
 
 def _write(share: Share, folder: Path) -> Written:
-    try:
+    with refusals_told(folder):
         return share.write()
-    except OSError as error:
-        raise refused(folder, error) from error
 
 
 def _assemble(rows: list[int], layout: Layout, parts: Sequence[Batch]) -> Batch:

@@ -64,13 +64,11 @@ class CheckpointStore:
         `num_bytes` is the expected size; the size of the last checkpoint counts when it is larger.
         """
         folder = self._temporary(step)
-        try:
+        with refusals_told(folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._clean()
             self._check_space(num_bytes)
             folder.mkdir()
-        except OSError as error:
-            raise refused(folder, error) from error
         return folder
 
     def commit(
@@ -104,11 +102,9 @@ class CheckpointStore:
 
         Return what to warn of where one has, and all that are to be kept have not.
         """
-        try:
+        with refusals_told(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._check_space(num_bytes)
-        except OSError as error:
-            raise refused(self._folder, error) from error
         there = sum(1 for _ in self._newest_first())
         kept = self._keep.last + (self._keep.best.num if self._keep.best else 0) + 1  # a new one before an old one goes
         needed, free = int(num_bytes * max(1, kept - there) * SPARE), shutil.disk_usage(self._folder).free
@@ -156,6 +152,15 @@ class CheckpointStore:
 
     def _replaced(self, step: int) -> Path:
         return self._folder / f".{step_name(step)}.replaced"
+
+
+@contextmanager
+def refusals_told(folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses within the block into a UserError; `folder` is the hidden one of a step."""
+    try:
+        yield
+    except OSError as error:
+        raise refused(folder, error) from error
 
 
 def refused(folder: Path, error: OSError) -> UserError:
