@@ -78,7 +78,7 @@ def test_a_disk_that_fills_up_while_a_worker_writes_ends_the_run_with_the_last_c
     disk = files.checkpoints
     disk.mkdir()
     # Room for the files of one checkpoint and a half: their number cannot be foreseen, as their size can.
-    mount = ["mount", "-t", "tmpfs", "-o", "size=50m,nr_inodes=11", "tmpfs", str(disk)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=50m,nr_inodes=12", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a file system takes root")
     try:
