@@ -21,7 +21,7 @@ from rlctl_train.checkpoint import reshard as module
 from rlctl_train.checkpoint.manifest import MANIFEST, damages, is_complete, read_manifest
 from rlctl_train.checkpoint.reshard import reshard
 from rlctl_train.checkpoint.sharded import Reader
-from rlctl_train.checkpoint.shares import seal, tensors_of, told_of
+from rlctl_train.checkpoint.shares import HostCopies, seal, tensors_of, told_of
 from rlctl_train.checkpoint.store import CheckpointStore
 from rlctl_train.config.errors import UserError
 from tests.engine_support import make_batch, make_engine, make_model, train
@@ -49,9 +49,12 @@ def leg(rank: int, num_ranks: int, path: str, source: Path, target: Path, result
     engine = make_engine(path)
     engine.load(source / "actor")
     batch = make_batch()
-    losses = train(engine, batch.rows(list(range(rank, len(batch), num_ranks))), STEPS)
+    own = batch.rows(list(range(rank, len(batch), num_ranks)))
+    losses = train(engine, own, STEPS)
+    share = engine.copy_share(target / "actor", HostCopies())
+    train(engine, own, 1)  # what is copied stays as it was
     shares: list[Any] = [None] * num_ranks
-    dist.all_gather_object(shares, engine.write_share(target / "actor"))
+    dist.all_gather_object(shares, share.write())
     if rank == 0:
         seal(target / "actor", shares)
         written = {"actor": shares}

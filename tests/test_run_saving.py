@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rlctl_train.checkpoint.lock import sole_writer
 from rlctl_train.checkpoint.manifest import damages, read_manifest
 from rlctl_train.checkpoint.probe import read_probe
 from rlctl_train.config.layout import RunFiles
@@ -91,13 +92,10 @@ def test_a_disk_that_fills_up_while_a_worker_writes_ends_the_run_with_the_last_c
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_two_runs_in_one_folder_are_told_apart(tmp_path: Path) -> None:
+def test_a_folder_that_another_run_writes_is_refused_before_anything_starts(tmp_path: Path) -> None:
     files = runs.make_run(tmp_path / "run", **SECTIONS)
-    first = runs.start(files)
-    try:
-        runs.wait_for_step(files, first, 0)
+    with sole_writer(files.checkpoints, "another"):
         assert runs.run(files) == 4
-        assert "is being written by run run on host" in runs.log(files)
-    finally:
-        first.kill()
-        first.wait()
+    assert runs.status(files)["error"]["what"].startswith(
+        f"{files.checkpoints} is being written by run another on host"
+    )
