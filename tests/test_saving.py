@@ -20,8 +20,10 @@ from rlctl_train.checkpoint.manifest import damages, read_manifest
 from rlctl_train.checkpoint.sharded import load_sharded
 from rlctl_train.checkpoint.shares import HostCopies, Written, agree
 from rlctl_train.checkpoint.store import CheckpointStore, refused
-from rlctl_train.config.errors import UserError
+from rlctl_train.config.errors import PREFLIGHT, UserError
+from rlctl_train.config.trainer import CheckpointConfig
 from rlctl_train.saving import Saver
+from rlctl_train.training import check_best
 
 
 class Answers:
@@ -182,3 +184,12 @@ def test_what_is_copied_may_change_while_it_is_written(tmp_path: Path) -> None:
 def test_a_failure_in_the_background_is_raised_where_the_result_is_asked_for() -> None:
     with pytest.raises(ZeroDivisionError):
         in_background("test", lambda: 1 / 0).result()
+
+
+def test_keeping_the_best_by_what_is_never_measured_is_refused() -> None:
+    config = CheckpointConfig(keep_best=1, best_metric="val/loss")
+    check_best(config, {"val/loss": 1.0})
+    check_best(CheckpointConfig(), {})
+    with pytest.raises(UserError, match=r"checkpoint\.best_metric='val/loss' is not measured") as told:
+        check_best(config, {"val/accuracy": 1.0})
+    assert told.value.exit_code == PREFLIGHT and "val/accuracy" in told.value.remedy

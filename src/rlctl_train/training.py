@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +139,7 @@ class Stage:
         run.sync()
         if run.step == 0:
             self.totals.val_accuracy_start = self._validate()
-        self._check_best(self._config.checkpoint)
+        check_best(self._config.checkpoint, self._validated)
         run.take_metrics()
         while run.step < trainer.num_steps:
             if self._stop.requested:
@@ -280,15 +280,6 @@ class Stage:
             self._status.update(notice=warning)
             print(f"warning: {warning}", file=sys.stderr)
 
-    def _check_best(self, config: CheckpointConfig) -> None:
-        """Refuse to keep the best by what no validation measures; known before the first step."""
-        if config.keep_best and config.best_metric not in self._validated:
-            raise UserError(
-                f"checkpoint.best_metric={config.best_metric!r} is not measured by this run's validation",
-                f"name one of these: {', '.join(sorted(self._validated)) or 'none'}; or set checkpoint.keep_best=0",
-                exit_code=PREFLIGHT,
-            )
-
     def _resume(self) -> None:
         """Continue from the newest complete checkpoint, if there is one."""
         folder = self._store.latest()
@@ -314,6 +305,16 @@ class Stage:
 def best_of(config: CheckpointConfig) -> Best | None:
     """Return which checkpoints are kept for what they reached, if any are."""
     return Best(config.keep_best, config.best_metric, config.best_mode) if config.keep_best else None
+
+
+def check_best(config: CheckpointConfig, validated: Mapping[str, float]) -> None:
+    """Refuse to keep the best by what no validation measures, which is known before the first step."""
+    if config.keep_best and config.best_metric not in validated:
+        raise UserError(
+            f"checkpoint.best_metric={config.best_metric!r} is not measured by this run's validation",
+            f"name one of these: {', '.join(sorted(validated)) or 'none'}; or set checkpoint.keep_best=0",
+            exit_code=PREFLIGHT,
+        )
 
 
 def num_updates(config: RunConfig) -> int:
