@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from rlctl_train.checkpoint import kinds
+from rlctl_train.checkpoint.agreement import agreement, find_probe
 from rlctl_train.checkpoint.merge import MergeOptions, merge, plan_merge
-from rlctl_train.checkpoint.probe import agreement, find_probe
 from rlctl_train.checkpoint.store import CheckpointStore
 from rlctl_train.checkpoint.stored import Checkpoint
 from rlctl_train.checkpoint.verify import Finding, verify

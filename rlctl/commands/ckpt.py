@@ -21,9 +21,9 @@ from rlctl.spelling import unknown
 from rlctl_train.config.errors import DOES_NOT_FIT, FAILED, OK, USAGE, UserError
 
 if TYPE_CHECKING:
+    from rlctl_train.checkpoint.agreement import Agreement
     from rlctl_train.checkpoint.compare import Comparison
     from rlctl_train.checkpoint.merge_types import MergeOptions
-    from rlctl_train.checkpoint.probe import Agreement
     from rlctl_train.checkpoint.stored import Checkpoint, NamedTensor
 
 app = typer.Typer(
@@ -252,7 +252,7 @@ def verify(
 
 def _generate(folder: Path, probe: Path | None, *, trust_remote_code: bool) -> Agreement:
     with train_extra():
-        from rlctl_train.checkpoint.probe import agreement, find_probe
+        from rlctl_train.checkpoint.agreement import agreement, find_probe
     return agreement(folder, probe or find_probe([folder, folder.parent]), trust_remote_code=trust_remote_code)
 
 

@@ -7,20 +7,17 @@ Nothing is unpickled but torch's own description of the shards: everything store
 from __future__ import annotations
 
 import pickle
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
+from rlctl_train.checkpoint.shares import agree, alone_is_fine, seal
 from rlctl_train.config.errors import FAILED, UserError
 
 METADATA = "torch.distributed.checkpoint.metadata"
@@ -59,9 +56,17 @@ IGNORED = frozenset(
 
 def save_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
     """Write tensors; a DTensor's shards come from all ranks, a plain tensor from one. Every rank must call."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone_is_fine():
-        save(tensors, storage_writer=FileSystemWriter(folder), no_dist=not dist.is_initialized())
+    written = agree(tensors, folder).write()
+    everyone: list[Any] = [written]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        first = dist.get_rank() == 0
+        everyone = [None] * dist.get_world_size()
+        dist.gather_object(written, everyone if first else None)
+        if first:
+            seal(folder, everyone)
+        dist.barrier()
+    else:
+        seal(folder, everyone)
 
 
 def load_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
@@ -73,8 +78,8 @@ def load_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
             "resume with the model and algorithm it was saved with",
             exit_code=FAILED,
         )
-    with _alone_is_fine():
-        load(tensors, storage_reader=_Reader(folder), no_dist=not dist.is_initialized())
+    with alone_is_fine():
+        load(tensors, storage_reader=Reader(folder), no_dist=not dist.is_initialized())
 
 
 def stored_names(folder: Path) -> set[str]:
@@ -88,14 +93,17 @@ def read_description(folder: Path) -> Metadata:
         return _ShardDescription(file).load()
 
 
-class _Reader(FileSystemReader):
+class Reader(FileSystemReader):
     """A reader that trusts no pickle: torch's own unpickles whatever the metadata file asks for."""
 
+    _metadata: Metadata | None = None
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        metadata = read_description(Path(self.path))
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
+        if self._metadata is None:
+            self._metadata = read_description(Path(self.path))
+        self._metadata.storage_meta = self._metadata.storage_meta or StorageMeta()
+        self._metadata.storage_meta.load_id = self.load_id
+        return self._metadata
 
 
 class _ShardDescription(pickle.Unpickler):
@@ -118,10 +126,3 @@ class _Ignored:
 
     def __setstate__(self, state: object) -> None:
         pass
-
-
-@contextmanager
-def _alone_is_fine() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
