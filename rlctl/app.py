@@ -52,7 +52,7 @@ HELP = {
         "reward": "Score responses outside a run.",
     },
     "Keep": {
-        "ckpt": "List, inspect, merge, verify, compare and prune checkpoints.",
+        "ckpt": "List, inspect, merge, reshard, verify, compare and prune checkpoints.",
     },
 }
 EPILOG = (

@@ -501,7 +501,7 @@ def test_the_manifest_lists_every_tensor_and_file(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "own"}))
     merge(plan_merge(read_folder(tmp_path), MergeOptions()), tmp_path / "out")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["schema_version"] == 1 and manifest["kind"] == "huggingface" and manifest["algorithm"] == "crc32"
+    assert manifest["schema_version"] == 1 and manifest["kind"] == "huggingface" and manifest["checksum"] == "crc32"
     bits = torch.arange(4.0).numpy().tobytes()
     assert manifest["tensors"]["x"] == {
         "dtype": "F32", "shape": [4], "bytes": 16, "checksum": f"{zlib.crc32(bits):08x}", "file": "model.safetensors",

@@ -118,7 +118,7 @@ def saved(folder: Path) -> Path:
         (place / name).write_bytes(content)
         entry = {"file": name, "offset": 0, "bytes": 64, "checksum": f"{zlib.crc32(content):08x}"}
         tensors.setdefault("w", []).append(entry)
-    return store.commit(5, {"tensors": tensors, "algorithm": "crc32"})
+    return store.commit(5, {"tensors": tensors, "checksum": "crc32"})
 
 
 def harm_flip(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""`rlctl ckpt ls|inspect|merge|convert|verify|diff|prune`: what can be done with checkpoints that exist."""
+"""`rlctl ckpt ls|inspect|merge|convert|reshard|verify|diff|prune`: what can be done with checkpoints that exist."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from rlctl_train.checkpoint.stored import Checkpoint, NamedTensor
 
 app = typer.Typer(
-    cls=HelpfulGroup, rich_markup_mode=None, help="List, inspect, merge, verify, compare and prune checkpoints."
+    cls=HelpfulGroup,
+    rich_markup_mode=None,
+    help="What can be done with checkpoints that exist.",
 )
 
 PathArgument = Annotated[
@@ -204,6 +206,24 @@ def _may_push(repo: str, *, public: bool, yes: bool) -> bool:
         from rlctl_train.checkpoint import hub
     user = hub.check(repo)
     return yes or render.ask(f"Push to {repo} as {user}, {'public' if public else 'private'}?", costs=True)
+
+
+@app.command()
+def reshard(
+    path: PathArgument,
+    ranks: Annotated[int, typer.Option("--ranks", min=1, help="Number of trainer ranks to write for.")],
+    out: OutOption,
+    step: StepOption = None,
+) -> None:
+    """Rewrite a checkpoint of ours for another number of ranks, optimizer included, a file a rank.
+
+    Training resumes from any number of ranks as it is; this is for moving a checkpoint in parts.
+    """
+    with train_extra():
+        from rlctl_train.checkpoint.reshard import reshard as rewrite
+    folder = checkpoint_path(path, step)
+    rewrite(folder, out, ranks)
+    render.say(f"wrote {folder} for {ranks} rank(s) to {out}, each piece held against its checksum")
 
 
 @app.command()

@@ -153,7 +153,7 @@ def _manifest(out: Path, plan: MergePlan, checksums: dict[str, str], mark: str) 
     return {
         "schema_version": 1,
         "kind": "peft" if plan.options.adapter == "only" else "huggingface",
-        "algorithm": ALGORITHM,
+        "checksum": ALGORITHM,
         "tensors": tensors,
         "files": listed,
         "source": {

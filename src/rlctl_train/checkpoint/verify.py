@@ -6,6 +6,7 @@ lie under each other's names.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlctl_train.checkpoint import kinds
-from rlctl_train.checkpoint.safetensors_writer import ALGORITHM
 from rlctl_train.checkpoint.store import MANIFEST
 from rlctl_train.checkpoint.stored import Checkpoint, NamedTensor, StoredTensor
 from rlctl_train.config.errors import FAILED, UserError
@@ -63,6 +63,7 @@ class Range:
     offset: int
     nbytes: int
     checksum: str
+    algorithm: Literal["crc32", "sha256"]
 
 
 @dataclass
@@ -99,11 +100,15 @@ def verify(path: Path, kind: str | None = None, *, on_progress: Progress = lambd
     content = _read(manifest)
     files: dict[str, dict[str, Any]] = content.get("files") or {}
     ranges = _ranges(content, manifest)
-    hashed = sum(entry["bytes"] for entry in files.values() if entry.get("sha256"))
-    reading = Reading(hashed + sum(one.nbytes for one in ranges), on_progress)
+    hashed = {name: entry["bytes"] for name, entry in files.items() if entry.get("sha256")}
+    beside = sum(one.nbytes for one in ranges if one.file not in hashed)
+    reading = Reading(sum(hashed.values()) + beside, on_progress)
     _verify_files(path, files, reading)
-    gone = {finding.where for finding in reading.findings if finding.fault in ("missing", "truncated", "swapped")}
-    _verify_ranges(path, [one for one in ranges if one.file not in gone], reading)
+    faults = {finding.where: finding.fault for finding in reading.findings}
+    gone = {name for name, fault in faults.items() if fault in ("missing", "truncated", "swapped")}
+    # What lies in a file that is as it was written is so too: only where a file has changed are its tensors told apart.
+    whole = {name for name, entry in files.items() if entry.get("sha256") and name not in faults}
+    _verify_ranges(path, [one for one in ranges if one.file not in gone | whole], reading)
     covered = {one.file for one in ranges} | {name for name, entry in files.items() if entry.get("sha256")}
     _verify_zipped(path, [path / name for name in files if name not in covered | gone], reading)
     num_tensors = len({one.tensor for one in ranges})
@@ -124,12 +129,12 @@ def _read(manifest: Path) -> dict[str, Any]:
 def _ranges(content: Mapping[str, Any], manifest: Path) -> list[Range]:
     """Return where the listed tensors lie; a tensor is listed as one place, or as several."""
     listed = content.get("tensors") or {}
-    algorithm = content.get("algorithm", ALGORITHM)
-    if listed and algorithm != ALGORITHM:
+    algorithm = content.get("checksum")
+    if listed and algorithm not in ("crc32", "sha256"):
         what = f"{manifest} has checksums by {algorithm}, which this version does not know"
         raise UserError(what, "verify it with the rlctl that wrote it", exit_code=FAILED)
     return [
-        Range(name, one["file"], one["offset"], one["bytes"], one["checksum"])
+        Range(name, one["file"], one["offset"], one["bytes"], one["checksum"], algorithm)
         for name, places in listed.items()
         for one in (places if isinstance(places, list) else [places])
     ]
@@ -161,10 +166,7 @@ def _hash_of(path: Path, entry: Mapping[str, Any], reading: Reading) -> str | No
     if entry.get("sha256") is None:
         with path.open("rb") as file:
             size = min(size, 8 + int.from_bytes(file.read(8), "little"))
-    sha = hashlib.sha256()
-    for block in reading.blocks(path, 0, size):
-        sha.update(block)
-    return sha.hexdigest()
+    return _checksum(reading.blocks(path, 0, size), "sha256")
 
 
 def _verify_ranges(folder: Path, ranges: Iterable[Range], reading: Reading) -> None:
@@ -172,11 +174,9 @@ def _verify_ranges(folder: Path, ranges: Iterable[Range], reading: Reading) -> N
     checksums: dict[str, list[Range]] = {}
     for one in ranges:
         checksums.setdefault(one.checksum, []).append(one)
-        checksum = 0
-        for block in reading.blocks(folder / one.file, one.offset, one.nbytes):
-            checksum = zlib.crc32(block, checksum)
-        if f"{checksum:08x}" != one.checksum:
-            wrong.append((one, f"{checksum:08x}"))
+        checksum = _checksum(reading.blocks(folder / one.file, one.offset, one.nbytes), one.algorithm)
+        if checksum != one.checksum:
+            wrong.append((one, checksum))
     for one, checksum in wrong:
         others = [other for other in checksums.get(checksum, ()) if other.nbytes == one.nbytes]
         where = f"{one.file}, bytes {one.offset} to {one.offset + one.nbytes}"
@@ -184,6 +184,15 @@ def _verify_ranges(folder: Path, ranges: Iterable[Range], reading: Reading) -> N
             reading.find("swapped", one.tensor, f"{where} hold what belongs to {others[0].tensor} in {others[0].file}")
         else:
             reading.find("changed", one.tensor, f"{where} are not what was written")
+
+
+def _checksum(blocks: Iterable[memoryview], algorithm: Literal["crc32", "sha256"]) -> str:
+    if algorithm == "crc32":
+        return f"{functools.reduce(lambda crc, block: zlib.crc32(block, crc), blocks, 0):08x}"
+    sha = hashlib.sha256()
+    for block in blocks:
+        sha.update(block)
+    return sha.hexdigest()
 
 
 def _verify_zipped(folder: Path, files: Iterable[Path], reading: Reading) -> None:
