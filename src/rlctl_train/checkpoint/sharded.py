@@ -39,19 +39,6 @@ ALLOWED = frozenset(
     }
 )
 """What a description of shards refers to, besides dtypes."""
-MEGATRON = "megatron.core.dist_checkpointing.strategies.torch"
-PLANNER = "torch.distributed.checkpoint.planner"
-IGNORED = frozenset(
-    {
-        (MEGATRON, "MCoreSavePlan"),
-        (PLANNER, "BytesIOWriteData"),
-        (PLANNER, "SavePlan"),
-        (PLANNER, "TensorWriteData"),
-        (PLANNER, "WriteItem"),
-        (PLANNER, "WriteItemType"),
-    }
-)
-"""What Megatron keeps in a description to save faster next time, of no use for reading."""
 
 
 def save_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
@@ -84,10 +71,10 @@ def load_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
 
 def stored_names(folder: Path) -> set[str]:
     """Return the names of the tensors in a folder."""
-    return set(read_description(folder).state_dict_metadata)
+    return set(_read_description(folder).state_dict_metadata)
 
 
-def read_description(folder: Path) -> Metadata:
+def _read_description(folder: Path) -> Metadata:
     """Return torch's description of a folder's shards; raises UnpicklingError where it refers to anything else."""
     with (folder / ".metadata").open("rb") as file:
         return _ShardDescription(file).load()
@@ -100,7 +87,7 @@ class Reader(FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         if self._metadata is None:
-            self._metadata = read_description(Path(self.path))
+            self._metadata = _read_description(Path(self.path))
         self._metadata.storage_meta = self._metadata.storage_meta or StorageMeta()
         self._metadata.storage_meta.load_id = self.load_id
         return self._metadata
@@ -108,21 +95,7 @@ class Reader(FileSystemReader):
 
 class _ShardDescription(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) == (MEGATRON, "MCoreMetadata"):
-            return Metadata
-        if (module_name, global_name) in IGNORED:
-            return _Ignored
         is_dtype = module_name == "torch" and isinstance(vars(torch).get(global_name), torch.dtype)
         if not is_dtype and (module_name, global_name) not in ALLOWED:
             raise pickle.UnpicklingError(f"a checkpoint may not refer to {module_name}.{global_name}")
         return super().find_class(module_name, global_name)
-
-
-class _Ignored:
-    """Stands for an object that is not wanted, whatever it is made of."""
-
-    def __init__(self, *args: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass

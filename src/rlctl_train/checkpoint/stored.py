@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -170,6 +171,36 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class Contents:
+    """What a part of a checkpoint is found to hold."""
+
+    tensors: Mapping[str, NamedTensor]
+    facts: Mapping[str, str | int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Part(Mapping[str, NamedTensor]):
+    """Tensors beside the weights, whose files are not opened before somebody looks; that may raise what readers do."""
+
+    def __init__(self, read: Callable[[], Contents]) -> None:
+        self._read = read
+
+    @cached_property
+    def contents(self) -> Contents:
+        """Return the tensors with what is to be said of them."""
+        return self._read()
+
+    def __getitem__(self, name: str) -> NamedTensor:
+        return self.contents.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.contents.tensors)
+
+    def __len__(self) -> int:
+        return len(self.contents.tensors)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint of any kind, as named tensors in files."""
 
@@ -182,7 +213,10 @@ class Checkpoint:
     """Where config, generation config and tokenizer lie."""
     adapter: Adapter | None = None
     others: Mapping[str, Mapping[str, NamedTensor]] = field(default_factory=dict)
-    """What is kept beside the weights, by part: `optimizer`, `random_state`, another role's weights, …"""
+    """What is kept beside the weights, by part: `optimizer`, `random_state`, another role's weights, …
+
+    One in files of its own is a `Part`.
+    """
     facts: Mapping[str, str | int] = field(default_factory=dict)
     """What a person may want to know: step, ranks, layout, versions."""
     notes: tuple[str, ...] = ()
