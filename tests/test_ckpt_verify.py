@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,14 +25,6 @@ from tests.stored_checkpoints import in_files, make_model, read_file, read_folde
 def merged(tmp_path: Path) -> Path:
     save_model(tmp_path / "in", "LlamaForCausalLM")
     return merge(plan_merge(read_folder(tmp_path / "in"), MergeOptions(shard_gb=2e-5)), tmp_path / "out")
-
-
-@pytest.fixture(autouse=True)
-def no_torch_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand in for the look into torch's archives."""
-    fake = types.ModuleType("torch_file")
-    fake.damaged_records = lambda path: ["data/0"] if b"DAMAGED" in path.read_bytes() else []  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "rlctl_train.checkpoint.torch_file", fake)
 
 
 def faults(folder: Path) -> list[tuple[str, str]]:
@@ -187,7 +177,10 @@ def test_without_a_manifest_missing_pieces_and_cut_files_are_found(
 
 
 def test_without_a_manifest_torchs_archives_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "model.pt").write_bytes(b"DAMAGED")
+    torch.save({"x": torch.ones(64)}, tmp_path / "model.pt")
+    content = (tmp_path / "model.pt").read_bytes()
+    harmed = content.replace(torch.ones(64).numpy().tobytes(), torch.zeros(64).numpy().tobytes())
+    (tmp_path / "model.pt").write_bytes(harmed)
     without_manifest(tmp_path, monkeypatch, files=(tmp_path / "model.pt",), tensors={})
     assert faults(tmp_path) == [("changed", "model.pt")]
 

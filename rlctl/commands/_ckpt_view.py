@@ -21,14 +21,17 @@ NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 def contents(checkpoint: Checkpoint, reason: str) -> dict[str, Any]:
     """Return everything `inspect` knows, as plain values."""
+    from rlctl_train.checkpoint.stored import Part  # by now torch is there
+
     adapter = checkpoint.adapter
+    beside = [part.contents for part in checkpoint.others.values() if isinstance(part, Part)]
     return {
         "kind": checkpoint.kind,
         "reason": reason,
         "path": str(checkpoint.path),
         "config": None if checkpoint.hf_folder is None else str(checkpoint.hf_folder),
-        "facts": dict(checkpoint.facts),
-        "notes": list(checkpoint.notes),
+        "facts": {**checkpoint.facts, **{name: value for part in beside for name, value in part.facts.items()}},
+        "notes": [*checkpoint.notes, *(line for part in beside for line in part.notes)],
         "totals": _totals(checkpoint.tensors),
         "tensors": _tensors(checkpoint.tensors),
         "adapter": None if adapter is None else {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 from rlctl_train.checkpoint.probe import PROBE
@@ -64,6 +65,7 @@ def find_probe(folders: Iterable[Path]) -> Path:
 def agreement(folder: Path, probe: Path, *, trust_remote_code: bool = False) -> Agreement:
     """Load a Hugging Face folder on the CPU in its own dtype and hold it against the recording."""
     temperature, sequences = _read(probe)
+    transformers.utils.logging.disable_progress_bar()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError) as error:

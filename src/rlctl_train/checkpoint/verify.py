@@ -20,6 +20,7 @@ from typing import Any, Literal
 from rlctl_train.checkpoint import kinds
 from rlctl_train.checkpoint.store import MANIFEST
 from rlctl_train.checkpoint.stored import Checkpoint, NamedTensor, StoredTensor
+from rlctl_train.checkpoint.torch_zip import damaged_records
 from rlctl_train.config.errors import FAILED, UserError
 
 BLOCK_BYTES = 2**20
@@ -128,9 +129,10 @@ def _read(manifest: Path) -> dict[str, Any]:
 
 def _ranges(content: Mapping[str, Any], manifest: Path) -> list[Range]:
     """Return where the listed tensors lie; a tensor is listed as one place, or as several."""
-    listed = content.get("tensors") or {}
-    algorithm = content.get("checksum")
-    if listed and algorithm not in ("crc32", "sha256"):
+    listed, algorithm = content.get("tensors") or {}, content.get("checksum")
+    if not listed:
+        return []
+    if algorithm not in ("crc32", "sha256"):
         what = f"{manifest} has checksums by {algorithm}, which this version does not know"
         raise UserError(what, "verify it with the rlctl that wrote it", exit_code=FAILED)
     return [
@@ -200,8 +202,6 @@ def _verify_zipped(folder: Path, files: Iterable[Path], reading: Reading) -> Non
     archives = [file for file in files if file.suffix in ZIPPED and file.is_file()]
     if not archives:
         return
-    from rlctl_train.checkpoint.torch_file import damaged_records
-
     for file in archives:
         for record in damaged_records(file):
             reading.find("changed", _below(folder, file), f"its record {record} is not what was written")
@@ -211,12 +211,12 @@ def _verify_form(path: Path, kind: str | None, on_progress: Progress) -> Verdict
     """Look at what a checkpoint without a manifest can be held against: itself."""
     try:
         checkpoint = kinds.read(path, kind)
+        parts = list(_parts(checkpoint))
     except UserError as error:
         if not path.exists():
             raise
         return Verdict(path, None, 0, 0, 0, (Finding("unreadable", path.name, error.what),))
     reading = Reading(sum(file.stat().st_size for file in checkpoint.files if file.is_file()), on_progress)
-    parts = list(_parts(checkpoint))
     short: dict[str, int] = {}
     for name, tensor in parts:
         _verify_pieces(name, tensor, reading, short)
