@@ -183,6 +183,7 @@ def bench(session: nox.Session) -> None:
     peer = environment(session, "bench_trl", "trl==1.16.0")
     session.run(env / "python", "benchmarks/startup.py")
     session.run(env / "python", "benchmarks/algorithm_cost.py")
+    session.run(env / "python", "benchmarks/saving.py")
     session.run(env / "python", "benchmarks/race.py", "--trl-python", str(peer / "python"), *session.posargs)
 
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "env": "rlctl.commands.env:app",
     "data": "rlctl.commands.data:app",
     "reward": "rlctl.commands.reward:app",
+    "ckpt": "rlctl.commands.ckpt:app",
 }
 HELP = {
     "Train": {
@@ -49,6 +50,9 @@ HELP = {
     "Prepare": {
         "data": "Prepare and check training data.",
         "reward": "Score responses outside a run.",
+    },
+    "Keep": {
+        "ckpt": "List, inspect, merge, reshard, verify, compare and prune checkpoints.",
     },
 }
 EPILOG = (

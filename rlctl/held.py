@@ -23,6 +23,8 @@ TIMINGS = {
     "checkpoint": "save_checkpoint",
 }
 """The planner's phases and the metrics `timing_s/*` that time them."""
+BESIDE = {"checkpoint": "write_checkpoint"}
+"""What times a phase instead, where it goes on beside training."""
 MEMORY = "memory_gib/"
 
 
@@ -50,7 +52,7 @@ def against(plan: Plan, metrics: Iterable[Mapping[str, Any]]) -> tuple[Held, ...
     held = []
     for phase in dict.fromkeys([*bands, *times, *TIMINGS]):
         gib = [line[MEMORY + phase] for line in steps if MEMORY + phase in line]
-        seconds = _seconds(steps, TIMINGS.get(phase, phase))
+        seconds = _seconds(steps, BESIDE.get(phase, phase)) or _seconds(steps, TIMINGS.get(phase, phase))
         if not gib and seconds is None:
             continue
         band, time = bands.get(phase), times.get(phase)

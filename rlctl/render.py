@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import typer
@@ -23,6 +24,8 @@ SCHEMA_VERSION = 1
 Output = Literal["text", "json", "yaml"]
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="Form of the answer: text, json or yaml.")]
 STEP_WORDS = {"train": "step", "validation": "validation at step", "warm_start": "warm start"}
+LINE_EVERY_S = 5.0
+"""Between two lines of progress where there is no terminal."""
 PIPE_WIDTH = 4000
 """Columns of a stdout that is no terminal: nothing is cut that another program reads."""
 
@@ -97,6 +100,53 @@ def ask(question: str, *, costs: bool) -> bool:
     if costs:
         raise UserError(f"{question} There is no terminal to ask on", "give --yes (-y) to answer before")
     return True
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a function to tell bytes done and of all: a bar with rate and time left, off a terminal a line at times."""
+    console = _stderr()
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield _Lines(what)
+        return
+    from rich import progress as rich_progress  # costs a tenth of the start-up time, and only this branch needs it
+
+    columns = (
+        rich_progress.TextColumn(what), rich_progress.BarColumn(), rich_progress.DownloadColumn(),
+        rich_progress.TransferSpeedColumn(), rich_progress.TimeRemainingColumn(),
+    )  # fmt: skip
+    with rich_progress.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _Lines:
+    """Progress for a log: a line every few seconds, none for what is over sooner."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._began = self._told = time.monotonic()
+        self._first: int | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done
+        if now - self._told < LINE_EVERY_S:
+            return
+        self._told = now
+        rate = (done - self._first) / (now - self._began)
+        left = f", {duration((total - done) / rate)} left" if rate > 0 else ""
+        say(f"{self._what}: {size(done)} of {size(total)}, {size(rate)}/s{left}")
+
+
+def size(num_bytes: float) -> str:
+    """Return a number of bytes as a person says it."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.3g} TB"
 
 
 def plots(curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:

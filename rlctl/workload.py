@@ -18,6 +18,7 @@ from rlctl_train.config.distill import DistillConfig
 from rlctl_train.config.engine import EngineConfig, Fsdp2Config
 from rlctl_train.config.errors import UserError
 from rlctl_train.config.model import RandomModel
+from rlctl_train.config.preference import SpinConfig
 from rlctl_train.config.prime import PrimeConfig
 from rlctl_train.config.rollout import VllmRollout
 from rlctl_train.config.vocab import VOCAB
@@ -67,6 +68,7 @@ def workload_from_config(config: RunConfig, shape: ModelShape) -> Workload:
         engine=engine.type,
         lora_rank=config.model.lora.rank if config.model.lora else 0,
         has_reference="reference" in algo.roles(),
+        copied_roles=_copied_roles(config),
         full_kl=not isinstance(algo, SftConfig) and algo.compares_distributions(),
         rollout_needed=config.reward is not None,
         has_old_logprobs=config.old_logprobs_needed(),
@@ -87,6 +89,15 @@ def workload_from_config(config: RunConfig, shape: ModelShape) -> Workload:
             rollout_tensor_parallel=vllm.tensor_parallel if vllm else None,
         ),
     )
+
+
+def _copied_roles(config: RunConfig) -> tuple[str, ...]:
+    """Return the roles that are saved while training goes on: those that are trained, and a refreshed reference."""
+    if not (config.checkpoint.asynchronous and config.checkpoint.every_steps):
+        return ()
+    refreshed = isinstance(config.algo, SpinConfig) and config.algo.refresh_every_steps > 0
+    saved = ("actor", "critic", "reward_model", *(("reference",) if refreshed else ()))
+    return tuple(role for role in config.roles() if role in saved)
 
 
 def _engine_pins(engine: EngineConfig) -> Pins:

@@ -15,9 +15,8 @@ from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from rlctl_train.checkpoint.dcp_items import stored_tensors
 from rlctl_train.checkpoint.kinds import megatron
-from rlctl_train.checkpoint.stored import Checkpoint, StoredTensor
+from rlctl_train.checkpoint.stored import Checkpoint, Part, StoredTensor
 from rlctl_train.config.errors import UserError
 from tests.mcore_files import FAMILIES, HfModel, hf_model, mcore_weights, megatron_lm_arguments, write_checkpoint
 
@@ -147,6 +146,27 @@ def test_an_optimizer_in_a_folder_of_its_own_is_found(tmp_path: Path) -> None:
     assert torch.equal(checkpoint.others["optimizer"]["optimizer.state.exp_avg"].read(), torch.arange(3))
 
 
+def test_an_optimizer_in_a_folder_of_its_own_is_not_opened_for_the_weights(tmp_path: Path) -> None:
+    write_qwen2(tmp_path / "model")
+    write_checkpoint(tmp_path / "optimizer", {"optimizer.state.exp_avg": torch.arange(3)})
+    (tmp_path / "optimizer" / "dist_ckpt" / "__0_0.distcp").unlink()
+    checkpoint = megatron.read(tmp_path)
+    read_exactly(checkpoint, made("qwen2").weights)
+    with pytest.raises(UserError, match=r"__0_0\.distcp is missing, in which optimizer\.state\.exp_avg lies"):
+        list(checkpoint.others["optimizer"])
+
+
+def test_an_optimizer_that_is_not_whole_is_noted_where_it_lies(tmp_path: Path) -> None:
+    write_qwen2(tmp_path / "model")
+    write_checkpoint(tmp_path / "optimizer", {"optimizer.state.exp_avg": torch.arange(3)})
+    path = tmp_path / "optimizer" / "dist_ckpt" / ".metadata"
+    description = pickle.loads(path.read_bytes())
+    description.state_dict_metadata["optimizer.state.exp_avg"].size = torch.Size([4])
+    path.write_bytes(pickle.dumps(description))
+    part = megatron.read(tmp_path).others["optimizer"]
+    assert isinstance(part, Part) and part.contents.notes == ("1 tensors of optimizer have parts missing",)
+
+
 def test_unknown_names_are_listed_and_refused(tmp_path: Path) -> None:
     write_qwen2(tmp_path, **{"mtp.layers.0.enorm.weight": torch.ones(1), "decoder.layers.0.odd.weight": torch.ones(1)})
     with pytest.raises(UserError, match=r"2 tensors .*decoder\.layers\.0\.odd\.weight, mtp\.layers\.0\.enorm\.weight"):
@@ -191,7 +211,7 @@ def test_a_description_with_what_megatron_keeps_for_its_next_save_is_read(tmp_pa
 def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     write_qwen2(tmp_path)
     (tmp_path / "dist_ckpt" / "__0_0.distcp").unlink()
-    with pytest.raises(UserError, match=r"__0_0\.distcp: No such file.*it should hold"):
+    with pytest.raises(UserError, match=r"__0_0\.distcp is missing, in which .* lies"):
         megatron.read(tmp_path)
 
 
@@ -199,14 +219,15 @@ def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
     write_qwen2(tmp_path)
     path = tmp_path / "dist_ckpt" / "__0_0.distcp"
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(UserError, match=r"__0_0\.distcp does not hold"):
+    with pytest.raises(UserError, match=r"__0_0\.distcp at byte \d+ is damaged: it ends before"):
         megatron.read(tmp_path)
 
 
 def test_a_tensor_whose_dimensions_lie_in_another_order_is_refused(tmp_path: Path) -> None:
-    save({"a": torch.arange(6.0).view(2, 3).t()}, checkpoint_id=tmp_path, no_dist=True)
-    with pytest.raises(UserError, match="lie in another order"):
-        stored_tensors(tmp_path)
+    write_qwen2(tmp_path)
+    save({"a": torch.arange(6.0).view(2, 3).t()}, checkpoint_id=tmp_path / "dist_ckpt", no_dist=True)
+    with pytest.raises(UserError, match="1 tensors whose dimensions lie in another order: a"):
+        megatron.read(tmp_path)
 
 
 def test_a_folder_of_something_else_is_not_taken_for_one(tmp_path: Path) -> None:
@@ -232,7 +253,7 @@ def test_a_description_that_would_run_code_is_refused(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     write_qwen2(tmp_path)
     (tmp_path / "dist_ckpt" / ".metadata").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(UserError, match=r"\.metadata does not describe tensors: .*posix\.mkdir"):
+    with pytest.raises(UserError, match=r"\.metadata: refused; .* refer to posix\.mkdir"):
         megatron.read(tmp_path)
     assert not (tmp_path / "owned").exists()
 
@@ -245,7 +266,7 @@ def test_a_tensor_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: py
     data = path.read_bytes()
     at = data.index(b"\x80\x02ctorch._utils")
     path.write_bytes(data[:at] + evil + data[at + len(evil) :])
-    with pytest.raises(UserError, match=r"does not hold .*"):
+    with pytest.raises(UserError, match=r"__0_0\.distcp at byte \d+: refused; .* refer to posix\.mkdir"):
         megatron.read(tmp_path)
     assert not (tmp_path / "owned").exists()
 
@@ -266,5 +287,5 @@ def test_a_path_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     for info in description.storage_data.values():
         info.relative_path = "../../secret"
     path.write_bytes(pickle.dumps(description))
-    with pytest.raises(UserError, match=r"does not describe tensors: .*is outside the folder"):
+    with pytest.raises(UserError, match=r"\.metadata: refused; .* a file outside its folder"):
         megatron.read(tmp_path)

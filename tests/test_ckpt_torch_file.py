@@ -19,7 +19,7 @@ from torch import nn
 from torch._utils import _rebuild_tensor_v2
 
 from rlctl_train.checkpoint.stored import DerivedTensor, StoredTensor
-from rlctl_train.checkpoint.torch_file import FileTensor, as_stored, read_torch_file
+from rlctl_train.checkpoint.torch_file import FileTensor, as_stored, read_torch_file, read_torch_part
 from rlctl_train.checkpoint.torch_zip import damaged_records
 from rlctl_train.config.errors import UserError
 from tests.stored_tensors import assert_same
@@ -83,10 +83,11 @@ def test_an_archive_inside_a_larger_file_is_read_where_it_lies(tmp_path: Path) -
     torch.save(tensor, blob)
     path = tmp_path / "large"
     path.write_bytes(b"x" * 77 + blob.getvalue() + b"PK and something else")
-    found = read_torch_file(path, 77, len(blob.getvalue()))
+    with path.open("rb") as file:
+        found = read_torch_part(file, path, 77, len(blob.getvalue()))
+        with pytest.raises(UserError, match="before the 999999 bytes"):
+            read_torch_part(file, path, 77, 999_999)
     assert_same({"a": as_stored("a", found)}, {"a": tensor})
-    with pytest.raises(UserError, match="before the 999999 bytes"):
-        read_torch_file(path, 77, 999_999)
 
 
 def test_files_from_before_torch_1_6_are_read_into_memory(tmp_path: Path) -> None:

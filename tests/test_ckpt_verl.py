@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from transformers import AutoModelForCausalLM
 
 from rlctl_train.checkpoint.kinds import verl_fsdp
+from rlctl_train.checkpoint.stored import Checkpoint, Contents, Part
 from rlctl_train.config.errors import UserError
 from tests import verl_files
 from tests.stored_tensors import assert_same
@@ -41,6 +42,12 @@ class Small(nn.Module):
         self.layer = nn.Linear(4, 3)
         self.head = nn.Linear(4, 7, bias=False)
         self.head.weight = self.embed.weight
+
+
+def contents_of_optimizer(checkpoint: Checkpoint) -> Contents:
+    part = checkpoint.others["optimizer"]
+    assert isinstance(part, Part)
+    return part.contents
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -72,8 +79,8 @@ def test_what_fully_shard_leaves_comes_back_with_its_optimizer(tmp_path: Path) -
         for part, value in own.items()
     }
     assert_same(checkpoint.others["optimizer"], moments)
-    assert checkpoint.facts["optimizer_lr"] == "0.001"
-    assert checkpoint.notes == ()
+    assert contents_of_optimizer(checkpoint).facts["optimizer_lr"] == "0.001"
+    assert contents_of_optimizer(checkpoint).notes == checkpoint.notes == ()
 
 
 def mesh_before_2_10(mesh: DeviceMesh) -> dict[str, Any]:
@@ -219,7 +226,7 @@ def test_an_optimizer_that_cannot_be_named_keeps_its_numbers(tmp_path: Path) -> 
 
     checkpoint = verl_fsdp.read(verl_files.write_shards(tmp_path, {"a": torch.zeros(9, 2)}, optimizer=state))
     assert_same(checkpoint.others["optimizer"], {"state.0.step": torch.tensor(3.0), "state.0.exp_avg": moment})
-    assert any("cannot be named" in note for note in checkpoint.notes)
+    assert any("cannot be named" in note for note in contents_of_optimizer(checkpoint).notes)
 
 
 def test_an_optimizer_that_names_parameters_keeps_their_names(tmp_path: Path) -> None:
@@ -234,7 +241,14 @@ def test_missing_optimizer_files_are_named(tmp_path: Path) -> None:
     verl_files.write_shards(tmp_path, {"a": torch.zeros(9)}, num_ranks=2, optimizer=lambda *_: {"state": {}})
     (tmp_path / "optim_world_size_2_rank_1.pt").unlink()
     with pytest.raises(UserError, match="1 of 2 optimizer files are missing: optim_world_size_2_rank_1"):
-        verl_fsdp.read(tmp_path)
+        len(verl_fsdp.read(tmp_path).others["optimizer"])
+
+
+def test_an_optimizer_is_not_opened_for_the_weights(tmp_path: Path) -> None:
+    verl_files.write_shards(tmp_path, {"a": torch.zeros(9)}, num_ranks=2, optimizer=lambda *_: {"state": {}})
+    (tmp_path / "optim_world_size_2_rank_0.pt").write_bytes(b"PK\x03\x04 and nothing else")
+    (tmp_path / "optim_world_size_2_rank_1.pt").unlink()
+    assert_same(verl_fsdp.read(tmp_path).tensors, {"a": torch.zeros(9)})
 
 
 def plain_ranks(model_folder: Path) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:

@@ -53,3 +53,11 @@ def test_a_plan_of_another_version_is_said_to_be_one(tmp_path: Path) -> None:
     run = rundir.create(tmp_path, "old", config={}, plan={"device": "cpu"}, origin={})
     with pytest.raises(UserError, match="not a plan of this version"):
         run.plan()
+
+
+def test_a_checkpoint_written_beside_training_is_timed_by_its_writing() -> None:
+    lines = [line("checkpoint", timing_s__save_checkpoint=0.1), line(timing_s__write_checkpoint=4.0)]
+    (row,) = held.against(PLAN, lines)
+    assert (row.phase, row.measured_s) == ("checkpoint", 4.0)
+    (row,) = held.against(PLAN, lines[:1])
+    assert row.measured_s == 0.1

@@ -278,3 +278,10 @@ def test_the_plan_reads_as_sentences_and_a_table():
     assert table.totals_gib == tuple(map(sum, table.gib))
     assert len(table.phases) == len(table.gib)
     assert all(len(row) == len(table.parts) for row in table.gib)
+
+
+def test_a_copy_for_checkpoints_that_does_not_fit_can_be_gone_without():
+    asked = workload(built_in("0.5B"), copied_roles=("actor",))
+    with pytest.raises(DoesNotFit) as caught:
+        plan(asked, with_memory(parse_hardware("cpu:2"), 22))
+    assert caught.value.remedies[0] == "set checkpoint.asynchronous=false"

@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rlctl_hw.host_memory import host_memory
 from rlctl_hw.memory import bands, memory, peak_gib, phase_gib, phases_of
 from rlctl_hw.needs import PARTS, PHASES
 from rlctl_hw.params import kv_bytes_per_token
+from rlctl_hw.probe import parse_hardware
 from rlctl_hw.training_memory import busy_role, role_params
 from rlctl_hw.types import Layout, Mesh, Savings, Workload
 
@@ -206,3 +208,23 @@ def test_a_larger_teacher_is_what_takes_most_while_log_probabilities_are_compute
     same = replace(taught, teacher=taught.shape)
     assert phase_gib("logprobs", taught, ON_GPU) - phase_gib("generation", taught, ON_GPU) > 0
     assert (busy_role("logprobs", taught), busy_role("logprobs", same)) == ("teacher", "actor")
+
+
+def test_the_copy_that_is_written_beside_training_is_weights_and_two_moments_of_what_changes():
+    asked = replace(workload(roles=("actor", "reference")), copied_roles=("actor",))
+    copy = 12 * asked.shape.num_params / GIB
+    for phase in phases_of(asked, ON_CPU):
+        assert part(asked, ON_CPU, phase, "checkpoint_copy") == pytest.approx(copy)
+    assert part(replace(asked, copied_roles=()), ON_CPU, "generation", "checkpoint_copy") == 0
+    assert part(asked, ON_GPU, "generation", "checkpoint_copy") == 0
+    moved = replace(asked, copied_roles=("actor", "reference"))
+    assert part(moved, ON_CPU, "generation", "checkpoint_copy") == pytest.approx(copy * 16 / 12)
+
+
+def test_on_accelerators_the_copy_lies_in_the_hosts_memory():
+    asked = replace(workload(), copied_roles=("actor",))
+    hardware = parse_hardware("h100:8")
+    there = {(p.phase, p.part): p for p in host_memory(asked, hardware, ON_GPU, 1.0)}
+    assert there["running", "checkpoint_copy"].gib == pytest.approx(12 * asked.shape.num_params / GIB)
+    assert there["running", "checkpoint_copy"].origin == "formula"
+    assert not any(p.part == "checkpoint_copy" for p in host_memory(workload(), hardware, ON_GPU, 1.0))

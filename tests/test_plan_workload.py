@@ -134,3 +134,21 @@ def test_a_loss_that_reads_ahead_says_so(name: str) -> None:
 
 def _kinds(kind: type[PolicyLoss]) -> list[type[PolicyLoss]]:
     return [made for made in kind.__subclasses__() if "type" in made.model_fields]
+
+
+@pytest.mark.parametrize(
+    ("algo", "checkpoint", "copied"),
+    [
+        ({"type": "grpo"}, {}, ("actor",)),
+        ({"type": "ppo"}, {}, ("actor", "critic")),
+        ({"type": "spin"}, {}, ("actor", "reference")),
+        ({"type": "spin", "refresh_every_steps": 0}, {}, ("actor",)),
+        ({"type": "grpo"}, {"asynchronous": False}, ()),
+        ({"type": "grpo"}, {"every_steps": 0}, ()),
+    ],
+)
+def test_what_is_saved_beside_training_is_copied(
+    algo: dict[str, Any], checkpoint: dict[str, Any], copied: tuple[str, ...]
+):
+    config = run(algo=algo, checkpoint=checkpoint)
+    assert workload_from_config(config, shape_of(config)).copied_roles == copied

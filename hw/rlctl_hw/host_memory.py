@@ -1,11 +1,11 @@
-"""What a run on accelerators takes of one node's own memory: loading, what is offloaded, sleeping engines, Ray."""
+"""What a run on accelerators takes of a node's memory: loading, what is offloaded or copied, sleeping engines, Ray."""
 
 from __future__ import annotations
 
 from rlctl_hw.calculated import rest_needs
 from rlctl_hw.needs import GIB, MOMENT_BYTES, RAY_GIB
 from rlctl_hw.rollout_memory import rollout_weight_bytes
-from rlctl_hw.training_memory import distributions, trained_params, weight_bytes
+from rlctl_hw.training_memory import copied_bytes, distributions, trained_params, weight_bytes
 from rlctl_hw.types import Hardware, Layout, MemoryPart, Workload
 
 PROCESS_GIB = 2.0
@@ -29,11 +29,13 @@ def host_memory(workload: Workload, hardware: Hardware, layout: Layout, store_gi
     colocated_vllm = workload.placement == "colocated" and workload.rollout == "vllm"
     asleep = engines * rollout_weight_bytes(workload, layout) / GIB if colocated_vllm else 0.0
     compared = ranks * distributions("actor_update", workload, layout) / GIB
+    copied = ranks * sum(copied_bytes(role, workload, layout) for role in workload.roles) / GIB
     parts = [
         MemoryPart("loading", "weights", loading, "formula"),
         MemoryPart("running", "offloaded", offloaded, "formula"),
         MemoryPart("running", "sleeping_engine", asleep, "formula"),
         MemoryPart("running", "distributions", compared, "formula"),
+        MemoryPart("running", "checkpoint_copy", copied, "formula"),
     ]
     for phase in ("loading", "running"):
         parts.append(MemoryPart(phase, "object_store", store_gib, "assumed"))

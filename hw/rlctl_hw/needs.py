@@ -29,6 +29,7 @@ PARTS = (
     "kv_cache",
     "cuda_graphs",
     "buffers",
+    "checkpoint_copy",
     "communication",
     "context",
     "fragmentation",

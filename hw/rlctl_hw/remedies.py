@@ -77,6 +77,9 @@ def _changes(workload: Workload, hardware: Hardware) -> Iterator[Remedy]:
         key = pin_key(name, workload)
         changed = replace(workload, pins=replace(workload.pins, **{name: None}))
         yield Remedy(f"unset {key}", changed, hardware, {key: None})
+    if workload.copied_roles:
+        key = "checkpoint.asynchronous"
+        yield Remedy(f"set {key}=false", replace(workload, copied_roles=()), hardware, {key: False})
     if workload.engine == "fsdp2" and workload.logits_chunk_tokens > SMALL_CHUNK_TOKENS:
         key = "engine.logits_chunk_tokens"
         changed = replace(workload, logits_chunk_tokens=SMALL_CHUNK_TOKENS)

@@ -46,6 +46,19 @@ def trained_params(workload: Workload, role: str) -> int:
     return role_params(workload.shape, role)
 
 
+def copied_bytes(role: str, workload: Workload, layout: Layout) -> float:
+    """Return the bytes of the copy from which one rank writes checkpoints of a role: fp32 weights and two moments.
+
+    A reference has no moments; it is copied where it changes.
+    """
+    if role not in workload.copied_roles:
+        return 0.0
+    saved = role_params(workload.shape_of(role), role) * MASTER_BYTES
+    if role not in FORWARD_ONLY:
+        saved = trained_params(workload, role) * (MASTER_BYTES + MOMENT_BYTES)
+    return saved / layout.trainer_devices
+
+
 def trainer_needs(phase: Phase, workload: Workload, layout: Layout) -> list[Need]:
     """Return what all trainer roles of one rank hold during a phase."""
     busy = busy_role(phase, workload)
@@ -184,7 +197,7 @@ def _shared_prompts(tokens: int, backward: bool, workload: Workload, layout: Lay
 
 
 def _states(role: str, phase: Phase, busy: bool, workload: Workload, layout: Layout) -> list[Need]:
-    """Return weights, gradients and moments: 4 + 4 + 8 bytes a trained parameter, over N ranks.
+    """Return weights, gradients and moments: 4 + 4 + 8 bytes a trained parameter, over N ranks, and what is copied.
 
     Under LoRA the other weights are frozen, in the compute precision. On CPU nothing can be moved elsewhere.
     """
@@ -194,6 +207,7 @@ def _states(role: str, phase: Phase, busy: bool, workload: Workload, layout: Lay
         Need("weights", weight_bytes(role, workload, layout) / ranks),
         Need("gradients", trained * MASTER_BYTES if busy and phase in UPDATES else 0.0),
         Need("optimizer", trained * MOMENT_BYTES),
+        Need("checkpoint_copy", copied_bytes(role, workload, layout)),
     ]
 
 

@@ -281,6 +281,8 @@ class Workload:
     """The most times a step may generate."""
     full_kl: bool = False
     """The KL loss compares whole distributions: the reference's travel with the batch."""
+    copied_roles: tuple[str, ...] = ()
+    """Roles of whose saved state the host keeps a copy: checkpoints are written while training goes on."""
     pins: Pins = Pins()
 
     def shape_of(self, role: str) -> ModelShape:

@@ -22,6 +22,7 @@ LETTERS = {
     "kv_cache": "k",
     "cuda_graphs": "u",
     "buffers": "b",
+    "checkpoint_copy": "s",
     "communication": "n",
     "context": "c",
     "fragmentation": "f",

@@ -43,7 +43,7 @@ def checkpoint_bytes(config: RunConfig, shape: ModelShape) -> int:
     lora = config.model.lora
     trained = shape.num_params if lora is None else lora_params(shape, lora.rank)
     policies = sum(role in ("actor", "critic", "reward_model") for role in config.algo.roles())
-    saves = config.checkpoint.keep_last + 1
+    saves = config.checkpoint.keep_last + config.checkpoint.keep_best + 1
     export = BYTES_PER_WEIGHT * shape.num_params * config.checkpoint.export_hf
     return SPARE_BYTES + trained * BYTES_PER_PARAMETER * policies * saves + export
 

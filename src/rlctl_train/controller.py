@@ -17,6 +17,7 @@ import ray
 
 from rlctl_train.algos.entropy_control import EntropyController
 from rlctl_train.batch_ref import BatchRef, Part, choose
+from rlctl_train.checkpoint.probe import Probe
 from rlctl_train.cluster import collect
 from rlctl_train.config.algo import DapoConfig, PpoConfig, SftConfig
 from rlctl_train.config.policy import ActorCritic
@@ -291,24 +292,37 @@ class Controller:
         return metrics
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write the state of every role that changes; return what else must survive."""
-        with self._phase("checkpoint", "save_checkpoint"):
-            collect([actor.save.remote(folder) for role in self._changing for actor in self._crew.engines[role]])
-            scorer = {} if self._crew.scorer is None else ray.get(self._crew.scorer.state.remote())
+        """Begin to write the state of every role that changes; return what else must survive."""
+        self._status.update(phase="checkpoint")
+        collect([actor.save.remote(folder) for actors in self.writers().values() for actor in actors])
+        scorer = {} if self._crew.scorer is None else ray.get(self._crew.scorer.state.remote())
         return {"version": self._fleet.version, "scorer": scorer, "entropy": self._entropy.state()}
+
+    def writers(self) -> dict[str, list[Any]]:
+        """Return the ranks of every role that is saved."""
+        return {role: self._crew.engines[role] for role in self._changing}
+
+    def state_bytes(self) -> int:
+        """Return the bytes of one checkpoint."""
+        return sum(collect([actor.state_bytes.remote() for actors in self.writers().values() for actor in actors]))
+
+    def probe(self) -> Probe:
+        """Return a few rows of the last update with the policy's log-probabilities of now; none before an update."""
+        probes: list[Probe] = collect([actor.probe.remote() for actor in self._crew.engines["actor"]])
+        return next((probe for probe in probes if probe["sequences"]), probes[0])
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         """Take back what `save` wrote."""
-        collect([actor.load.remote(folder) for role in self._changing for actor in self._crew.engines[role]])
+        collect([actor.load.remote(folder) for actors in self.writers().values() for actor in actors])
         if self._crew.scorer is not None:
             ray.get(self._crew.scorer.load_state.remote(state["scorer"]))
         self._entropy.load_state(state["entropy"])
         self._fleet.version = state["version"] - 1
 
-    def export(self, folder: Path) -> None:
-        """Write the policy as a Hugging Face folder."""
+    def export(self, folder: Path, probe: Probe | None) -> None:
+        """Write the policy as a Hugging Face folder, and the probe into it."""
         with self._phase("export", "export"):
-            collect([actor.export.remote(folder) for actor in self._crew.engines["actor"]])
+            collect([actor.export.remote(folder, probe) for actor in self._crew.engines["actor"]])
 
     # Helpers
 

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 import ray
 from ray.exceptions import RayTaskError
 from rlctl_hw.types import Plan
 
+from rlctl_train.checkpoint.lock import sole_writer
+from rlctl_train.checkpoint.manifest import Keep
+from rlctl_train.checkpoint.remote import RemoteError, RemoteStore
 from rlctl_train.checkpoint.store import CheckpointStore
+from rlctl_train.checkpoint.uploads import Uploads
 from rlctl_train.cluster import connect
 from rlctl_train.config import RunConfig
-from rlctl_train.config.errors import FAILED, UserError
+from rlctl_train.config.errors import FAILED, PREFLIGHT, UserError
 from rlctl_train.config.layout import RunFiles, write_json
 from rlctl_train.config.trainer import WarmStartConfig
 from rlctl_train.crew import WorkersLost
@@ -27,20 +32,28 @@ from rlctl_train.recovery import Restarts
 from rlctl_train.status import SETUP, Status
 from rlctl_train.sync.transfer import SyncError
 from rlctl_train.telemetry.metrics import MetricsWriter
-from rlctl_train.training import STATE, Context, Stage, StopFlag, Totals, warm_start_config
+from rlctl_train.training import STATE, Context, Stage, StopFlag, Totals, best_of, warm_start_config
 
 
 def drive(files: RunFiles, config: RunConfig, status: Status, stop: StopFlag) -> None:
-    """Run everything that is left to do in a run folder, through losses of workers as many as it may bear."""
-    start = time.time()
+    """Run everything that is left to do in a run folder, of which it is the only writer."""
     files.logs.mkdir(exist_ok=True)
+    with sole_writer(files.checkpoints, files.root.name), _uploads(files, config) as uploads:
+        _through_losses(files, config, status, stop, uploads)
+
+
+def _through_losses(
+    files: RunFiles, config: RunConfig, status: Status, stop: StopFlag, uploads: Uploads | None
+) -> None:
+    """Train and finish, through losses of workers as many as it may bear."""
+    start = time.time()
     plan = Plan.from_json(json.loads(files.plan.read_text()))
     materials = prepare(files, config)
     restarts = Restarts(config.launch.max_restarts, status)
     while True:
         try:
             with _context(files, config, plan, materials, status, stop, restarts) as context:
-                return _train(context, start)
+                return _train(replace(context, uploads=uploads), start)
         except WorkersLost as loss:
             if stop.requested:
                 raise KeyboardInterrupt from loss
@@ -49,6 +62,26 @@ def drive(files: RunFiles, config: RunConfig, status: Status, stop: StopFlag) ->
                 raise WorkersLost(f"{loss.what}; {limit} leaves no further restart") from loss
             status.update(state="starting", phase=SETUP)
             restarts.spend(loss.what, f"going on {_where_to_go_on(files)}")
+
+
+def _uploads(files: RunFiles, config: RunConfig) -> AbstractContextManager[Uploads | None]:
+    """Reach the remote place, if there is one; where nothing is saved here, fetch what is saved there."""
+    checkpoint = config.checkpoint
+    if checkpoint.remote is None:
+        return nullcontext()
+    remote = RemoteStore(checkpoint.remote, files.root.name, Keep(checkpoint.keep_last, best_of(checkpoint)))
+    if CheckpointStore(files.checkpoints, 1).latest() is None:
+        try:
+            fetched = remote.fetch(files.checkpoints)
+        except RemoteError as error:
+            raise UserError(
+                str(error),
+                f"try again, or set checkpoint.remote=null to begin without what lies in {remote.place}",
+                exit_code=PREFLIGHT,
+            ) from error
+        if fetched is not None:
+            print(f"going on from {fetched.name}, fetched from {remote.place}", file=sys.stderr)
+    return Uploads(remote)
 
 
 @contextmanager
@@ -97,7 +130,8 @@ def _warm_start(context: Context) -> Context:
     if not folder.hf.exists():
         folder.logs.mkdir(parents=True, exist_ok=True)
         config = warm_start_config(context.config, warm)
-        inner = replace(context, files=folder, config=config, materials=replace(context.materials, val_path=None))
+        materials = replace(context.materials, val_path=None)
+        inner = replace(context, files=folder, config=config, materials=materials, uploads=None)
         stage = Stage(inner, phase="warm_start", metric_offset=_warm_start_offset(warm))
         stage.train()
         stage.export(folder.hf)

@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,15 @@ from typing import Any, Literal
 import ray
 from rlctl_hw.types import Plan
 
+from rlctl_train.checkpoint.manifest import Best, read_manifest
+from rlctl_train.checkpoint.probe import PROBE, read_probe
 from rlctl_train.checkpoint.store import CheckpointStore
+from rlctl_train.checkpoint.uploads import Uploads
 from rlctl_train.config import RunConfig
 from rlctl_train.config.algo import SftConfig
-from rlctl_train.config.layout import RunFiles, write_json
-from rlctl_train.config.trainer import TrainerConfig, ValidationConfig, WarmStartConfig
+from rlctl_train.config.errors import PREFLIGHT, UserError
+from rlctl_train.config.layout import RunFiles
+from rlctl_train.config.trainer import CheckpointConfig, TrainerConfig, ValidationConfig, WarmStartConfig
 from rlctl_train.controller import Controller
 from rlctl_train.crew import Crew
 from rlctl_train.data.loader import PromptLoader, PromptRow
@@ -29,6 +33,7 @@ from rlctl_train.placement import lay_out
 from rlctl_train.prepare import Materials
 from rlctl_train.recovery import Restarts, losses_told
 from rlctl_train.registry import FLOWS, load
+from rlctl_train.saving import Saver
 from rlctl_train.status import SETUP, Status
 from rlctl_train.telemetry.metrics import MetricsWriter, Phase
 from rlctl_train.watchdog import Watchdog
@@ -79,6 +84,8 @@ class Context:
     stop: StopFlag
     writer: MetricsWriter
     restarts: Restarts
+    uploads: Uploads | None = None
+    """Where checkpoints go besides; None keeps them here alone."""
 
 
 class Stage:
@@ -96,7 +103,14 @@ class Stage:
         )
         self._num_devices = max(plan.trainer_devices, plan.rollout_devices)
         self._flow = load(FLOWS, config.algo.type)
-        self._store = CheckpointStore(self._files.checkpoints, config.checkpoint.keep_last)
+        self._uploads = context.uploads
+        in_use = self._uploads.in_use if self._uploads else frozenset()
+        self._store = CheckpointStore(
+            self._files.checkpoints, config.checkpoint.keep_last, best_of(config.checkpoint), in_use
+        )
+        self._saver = Saver(self._store, self._uploads)
+        self._num_bytes = 0
+        """Of one checkpoint, by the parameters."""
         self._loader = PromptLoader(
             self._materials.train_path, self._materials.tokenizer, config.data, config.seed, needs=_needs(config)
         )
@@ -106,11 +120,13 @@ class Stage:
         self._run = Controller(self._crew, self._fleet, spec, self._materials, self._status, self._loader.next_batch)
         self._val_rows = self._read_val_rows()
         self._saved_step = 0
+        self._validated: dict[str, float] = {}
+        """What the last validation measured."""
         self.totals = Totals()
 
     def train(self) -> Totals:
         """Run every remaining step; leave by `Stopped` after saving when told to stop."""
-        with self._watched():
+        with self._watched(), self._saver:
             return self._train()
 
     def _train(self) -> Totals:
@@ -118,30 +134,38 @@ class Stage:
         self._status.update(phase=SETUP)
         self._crew.start()
         self._resume()
+        self._look_for_room()
         self._status.update(state="running", step=run.step, num_steps=trainer.num_steps)
         run.sync()
         if run.step == 0:
             self.totals.val_accuracy_start = self._validate()
+        check_best(self._config.checkpoint, self._validated)
         run.take_metrics()
         while run.step < trainer.num_steps:
             if self._stop.requested:
                 self._save()
+                self._finish_saving()
                 raise Stopped
             run.step += 1
             self._status.update(step=run.step)
             self._one_step()
+            self._saver.check()
             last = run.step == trainer.num_steps
             if last or (_due(run.step, self._config.validation.every_steps) and not self._stop.requested):
                 self._validate()
             if last or _due(run.step, self._config.checkpoint.every_steps):
                 self._save()
+        self._finish_saving()
         return self.totals
 
     def export(self, folder: Path) -> None:
         """Write the trained policy as a Hugging Face folder and end the workers."""
         if not folder.exists():
             with self._watched():
-                self._run.export(folder)
+                latest, probe = self._store.latest(), self._run.probe()
+                if not probe["sequences"] and latest is not None:  # all was trained before a resume
+                    probe = read_probe(latest) or probe
+                self._run.export(folder, probe)
         self._crew.stop()
 
     @contextmanager
@@ -165,7 +189,10 @@ class Stage:
             "perf/time_per_step": seconds,
             "perf/throughput": tokens / seconds / self._num_devices,
             "health/restarts": float(self._restarts.spent),
+            **self._saver.take_metrics(),
         }
+        if self._uploads is not None:
+            metrics["health/remote_save_failures"] = float(self._uploads.failures)
         self._writer.log(self._run.step + self._offset, self._phase, metrics)
 
     def _validate(self) -> float | None:
@@ -179,6 +206,7 @@ class Stage:
         else:
             metrics, accuracy = self._validate_by_generating()
         self._run.take_metrics()
+        self._validated = metrics
         self._writer.log(
             self._run.step + self._offset,
             "validation",
@@ -221,13 +249,36 @@ class Stage:
         step = self._run.step
         if step == self._saved_step:
             return
-        with self._store.writing(step) as folder:
-            state = self._run.save(folder)
-            state |= {"step": step, "loader": self._loader.state(), "totals": vars(self.totals)}
-            write_json(folder / STATE, state)
+        start = time.perf_counter()
+        self._saver.wait()
+        metrics = self._saver.take_metrics()  # of the save before
+        folder = self._store.begin(step, self._num_bytes)
+        probe = self._run.probe()
+        state = self._run.save(folder)
+        state |= {"step": step, "loader": self._loader.state(), "totals": vars(self.totals)}
+        texts = {STATE: json.dumps(state, indent=2), PROBE: json.dumps(probe)}
+        self._saver.complete(step, folder, self._run.writers(), texts, {"metrics": self._validated})
+        if not self._config.checkpoint.asynchronous:
+            self._saver.wait()
+            self._saver.take_metrics()  # nothing was written beside training
         self._saved_step = step
-        metrics = self._run.take_metrics()
-        self._writer.log(step + self._offset, "checkpoint", metrics)
+        metrics |= {"timing_s/save_checkpoint": time.perf_counter() - start}
+        self._writer.log(step + self._offset, "checkpoint", self._run.take_metrics() | metrics)
+
+    def _finish_saving(self) -> None:
+        """Wait for the save under way."""
+        self._saver.wait()
+        metrics = self._saver.take_metrics()
+        if metrics:
+            self._writer.log(self._run.step + self._offset, "checkpoint", metrics)
+
+    def _look_for_room(self) -> None:
+        """Refuse a disk that has no room for one checkpoint, and say where it has not for all that are kept."""
+        self._num_bytes = self._run.state_bytes()
+        warning = self._store.room(self._num_bytes)
+        if warning is not None:
+            self._status.update(notice=warning)
+            print(f"warning: {warning}", file=sys.stderr)
 
     def _resume(self) -> None:
         """Continue from the newest complete checkpoint, if there is one."""
@@ -239,6 +290,7 @@ class Stage:
         self._run.step = self._saved_step = state["step"]
         self._loader.load_state(state["loader"])
         self.totals = Totals(**state["totals"])
+        self._validated = (read_manifest(folder) or {}).get("metrics", {})
 
     def _read_val_rows(self) -> list[PromptRow]:
         path = self._materials.val_path
@@ -248,6 +300,21 @@ class Stage:
         needs = "response" if self._config.reward is None else None
         loader = PromptLoader(path, self._materials.tokenizer, in_order, self._config.seed, needs=needs)
         return loader.next_batch(min(self._config.validation.max_prompts, len(loader)))
+
+
+def best_of(config: CheckpointConfig) -> Best | None:
+    """Return which checkpoints are kept for what they reached, if any are."""
+    return Best(config.keep_best, config.best_metric, config.best_mode) if config.keep_best else None
+
+
+def check_best(config: CheckpointConfig, validated: Mapping[str, float]) -> None:
+    """Refuse to keep the best by what no validation measures, which is known before the first step."""
+    if config.keep_best and config.best_metric not in validated:
+        raise UserError(
+            f"checkpoint.best_metric={config.best_metric!r} is not measured by this run's validation",
+            f"name one of these: {', '.join(sorted(validated)) or 'none'}; or set checkpoint.keep_best=0",
+            exit_code=PREFLIGHT,
+        )
 
 
 def num_updates(config: RunConfig) -> int:
@@ -274,6 +341,7 @@ def warm_start_config(config: RunConfig, warm: WarmStartConfig) -> RunConfig:
             "trainer": trainer,
             "warm_start": None,
             "validation": ValidationConfig(every_steps=0),
+            "checkpoint": config.checkpoint.model_copy(update={"keep_best": 0, "remote": None}),
         }
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsa
 
 from rlctl_train.algos.correction import corrected
 from rlctl_train.batch import Batch, gather, length_mask, pad_rows
+from rlctl_train.checkpoint.background import in_background
+from rlctl_train.checkpoint.probe import TEMPERATURE, Probe, make_probe, probe_rows
+from rlctl_train.checkpoint.shares import HostCopies, Share, Written
+from rlctl_train.checkpoint.store import refusals_told
 from rlctl_train.checksum import checksum
 from rlctl_train.config import RunConfig
 from rlctl_train.config.algo import SftConfig
@@ -75,6 +80,9 @@ class EngineWorker(Traceable):
         self._spec, self._role, self._rank, self._world = spec, role, rank, world
         self._store: TCPStore | None = None
         self._memory = MemoryWatch(spec.device)
+        self._copies, self._writing = HostCopies(), Future[Written]()
+        self._probed = Batch({})
+        """Rows of the last update."""
 
     def open_store(self) -> tuple[str, int]:
         """Open the rendezvous store (rank 0) on a free port and return its address."""
@@ -165,6 +173,8 @@ class EngineWorker(Traceable):
         with self._at_work("critic_update" if kind == "value" else "actor_update"):
             for rows in mini_batches:
                 batch = corrected(_assemble(rows, layout, parts))
+                if self._role == "actor":
+                    self._probed = probe_rows(batch) if len(batch) else self._probed
                 step = self._engine.forward_backward(batch, objective, temperature)
                 with self._memory.phase("optimizer_step"):
                     metrics.append(step | self._engine.optim_step())
@@ -221,18 +231,41 @@ class EngineWorker(Traceable):
         return held
 
     def save(self, folder: Path) -> None:
-        """Write this rank's share of a sharded checkpoint."""
-        with self._memory.phase("checkpoint"):
-            self._engine.save(folder / self._role)
+        """Begin to write this rank's share of a sharded checkpoint; ask `written` for the end.
+
+        Where the run saves asynchronously, training may go on at once.
+        """
+        place = folder / self._role
+        with self._memory.phase("checkpoint"), refusals_told(folder):
+            if self._spec.config.checkpoint.asynchronous:
+                share = self._engine.copy_share(place, self._copies)
+                self._writing = in_background("write", lambda: _write(share, folder))
+            else:
+                self._writing = Future()
+                self._writing.set_result(self._engine.write_share(place))
+
+    def written(self, wait: bool) -> Written | None:
+        """Return what this rank has written since `save`, None while it still writes and is not told to `wait`."""
+        return self._writing.result() if wait or self._writing.done() else None
+
+    def state_bytes(self) -> int:
+        """Return the bytes that this rank saves."""
+        return self._engine.state_bytes()
+
+    def probe(self) -> Probe:
+        """Return rows of the last update with the log-probabilities of now (all ranks take part, each has its own)."""
+        with self._at_work("logprobs"):
+            logp, _ = self._engine.logprobs(self._probed, TEMPERATURE)
+        return make_probe(self._probed, logp)
 
     def load(self, folder: Path) -> None:
         """Read a sharded checkpoint."""
         self._engine.load(folder / self._role)
 
-    def export(self, folder: Path) -> None:
-        """Write a Hugging Face folder (all ranks take part)."""
+    def export(self, folder: Path, probe: Probe | None) -> None:
+        """Write a Hugging Face folder, and the probe into it (all ranks take part)."""
         with self._at_work("checkpoint"):
-            self._engine.export(folder, self._spec.tokenizer_path)
+            self._engine.export(folder, self._spec.tokenizer_path, probe)
 
     def memory(self) -> Usage:
         """Return the peaks of this process since the last call."""
@@ -365,6 +398,11 @@ class RolloutWorker(Traceable):
     def wake(self) -> None:
         """Take device memory back."""
         self._engine.wake()
+
+
+def _write(share: Share, folder: Path) -> Written:
+    with refusals_told(folder):
+        return share.write()
 
 
 def _assemble(rows: list[int], layout: Layout, parts: Sequence[Batch]) -> Batch:

@@ -95,11 +95,13 @@ def instance(kind: Name, arguments: tuple[Any, ...]) -> Instance:
 
 
 def checked_key(key: Any) -> Any:
-    """Return a key of a dictionary that is text or a number or a tuple of such; raises TypeError for another."""
+    """Return a key of a dictionary that is text or a number or a tuple of such, or an instance, which is itself alone;
+    raises TypeError for another.
+    """
     if type(key) is tuple:
         if all(isinstance(part, KEYS) for part in key):
             return key
-    elif isinstance(key, KEYS):
+    elif isinstance(key, (*KEYS, Instance)):
         return key
     raise TypeError("a key of a dictionary is neither text nor number")
 
@@ -195,7 +197,8 @@ class _Machine:
             return
         if type(target) is not Instance:
             raise refused(self._where, f"set the state of {target.text if type(target) is Name else 'what has none'}")
-        for part in state if type(state) is tuple else (state,):
+        is_pair = type(state) is tuple and len(state) <= 2  # of a dictionary and of what is in slots
+        for part in state if is_pair else (state,):
             if type(part) is dict:
                 target.fields.update(part)
             elif part is not None:

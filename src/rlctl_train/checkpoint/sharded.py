@@ -7,20 +7,17 @@ Nothing is unpickled but torch's own description of the shards: everything store
 from __future__ import annotations
 
 import pickle
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
+from rlctl_train.checkpoint.shares import agree, alone_is_fine, seal
 from rlctl_train.config.errors import FAILED, UserError
 
 METADATA = "torch.distributed.checkpoint.metadata"
@@ -42,26 +39,21 @@ ALLOWED = frozenset(
     }
 )
 """What a description of shards refers to, besides dtypes."""
-MEGATRON = "megatron.core.dist_checkpointing.strategies.torch"
-PLANNER = "torch.distributed.checkpoint.planner"
-IGNORED = frozenset(
-    {
-        (MEGATRON, "MCoreSavePlan"),
-        (PLANNER, "BytesIOWriteData"),
-        (PLANNER, "SavePlan"),
-        (PLANNER, "TensorWriteData"),
-        (PLANNER, "WriteItem"),
-        (PLANNER, "WriteItemType"),
-    }
-)
-"""What Megatron keeps in a description to save faster next time, of no use for reading."""
 
 
 def save_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
     """Write tensors; a DTensor's shards come from all ranks, a plain tensor from one. Every rank must call."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with _alone_is_fine():
-        save(tensors, storage_writer=FileSystemWriter(folder), no_dist=not dist.is_initialized())
+    written = agree(tensors, folder).write()
+    everyone: list[Any] = [written]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        first = dist.get_rank() == 0
+        everyone = [None] * dist.get_world_size()
+        dist.gather_object(written, everyone if first else None)
+        if first:
+            seal(folder, everyone)
+        dist.barrier()
+    else:
+        seal(folder, everyone)
 
 
 def load_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
@@ -73,55 +65,37 @@ def load_sharded(tensors: dict[str, Tensor], folder: Path) -> None:
             "resume with the model and algorithm it was saved with",
             exit_code=FAILED,
         )
-    with _alone_is_fine():
-        load(tensors, storage_reader=_Reader(folder), no_dist=not dist.is_initialized())
+    with alone_is_fine():
+        load(tensors, storage_reader=Reader(folder), no_dist=not dist.is_initialized())
 
 
 def stored_names(folder: Path) -> set[str]:
     """Return the names of the tensors in a folder."""
-    return set(read_description(folder).state_dict_metadata)
+    return set(_read_description(folder).state_dict_metadata)
 
 
-def read_description(folder: Path) -> Metadata:
+def _read_description(folder: Path) -> Metadata:
     """Return torch's description of a folder's shards; raises UnpicklingError where it refers to anything else."""
     with (folder / ".metadata").open("rb") as file:
         return _ShardDescription(file).load()
 
 
-class _Reader(FileSystemReader):
+class Reader(FileSystemReader):
     """A reader that trusts no pickle: torch's own unpickles whatever the metadata file asks for."""
 
+    _metadata: Metadata | None = None
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        metadata = read_description(Path(self.path))
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
+        if self._metadata is None:
+            self._metadata = _read_description(Path(self.path))
+        self._metadata.storage_meta = self._metadata.storage_meta or StorageMeta()
+        self._metadata.storage_meta.load_id = self.load_id
+        return self._metadata
 
 
 class _ShardDescription(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) == (MEGATRON, "MCoreMetadata"):
-            return Metadata
-        if (module_name, global_name) in IGNORED:
-            return _Ignored
         is_dtype = module_name == "torch" and isinstance(vars(torch).get(global_name), torch.dtype)
         if not is_dtype and (module_name, global_name) not in ALLOWED:
             raise pickle.UnpicklingError(f"a checkpoint may not refer to {module_name}.{global_name}")
         return super().find_class(module_name, global_name)
-
-
-class _Ignored:
-    """Stands for an object that is not wanted, whatever it is made of."""
-
-    def __init__(self, *args: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-@contextmanager
-def _alone_is_fine() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield

@@ -1,38 +1,48 @@
 """Checkpoint folders of a run: written aside, verified, renamed into place, pruned.
 
 A folder `step_000120` is complete by construction: it is renamed from a hidden one only after every file in it
-has reached the disk and is listed, with its size, in `manifest.json`. A crash at any moment leaves the last
+has reached the disk and is listed, with size and hash, in `manifest.json`. A crash at any moment leaves the last
 complete one; what it left half-done is hidden and removed by the next save.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlctl_train.checkpoint.manifest import (
+    MANIFEST,
+    Best,
+    Keep,
+    files_of,
+    is_complete,
+    make_manifest,
+    read_manifest,
+    step_name,
+    step_of,
+)
 from rlctl_train.config.errors import FAILED, UserError
 from rlctl_train.config.layout import write_json
 
-MANIFEST = "manifest.json"
-HASHED_BYTES = 2**20
-"""Files up to this size are listed with their SHA-256; larger ones, the tensors, with their size alone."""
 SPARE = 1.1
 """A save needs this many times the size of the last checkpoint in free space."""
+GIB = 2**30
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class CheckpointStore:
     """The checkpoints of one run. One process writes; any may ask for `latest`."""
 
-    def __init__(self, folder: Path, keep_last: int) -> None:
-        assert keep_last >= 1
-        self._folder, self._keep_last = folder, keep_last
+    def __init__(
+        self, folder: Path, keep_last: int, best: Best | None = None, in_use: Collection[int] = frozenset()
+    ) -> None:
+        """Steps that are `in_use`, being uploaded for instance, are not removed as long as they are."""
+        self._folder, self._keep, self._in_use = folder, Keep(keep_last, best), in_use
 
     @contextmanager
     def writing(self, step: int, manifest: Mapping[str, Any] | None = None, num_bytes: int = 0) -> Iterator[Path]:
@@ -42,12 +52,10 @@ class CheckpointStore:
             yield folder
             self.commit(step, manifest or {})
         except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _no_space(self._folder, "the disk filled up while a checkpoint was written") from error
-            raise
+            self.drop(step)
+            raise refused(folder, error) from error
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            self.drop(step)
             raise
 
     def begin(self, step: int, num_bytes: int = 0) -> Path:
@@ -55,48 +63,77 @@ class CheckpointStore:
 
         `num_bytes` is the expected size; the size of the last checkpoint counts when it is larger.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._clean()
-        self._check_space(num_bytes)
         folder = self._temporary(step)
-        folder.mkdir()
+        with refusals_told(folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._clean()
+            self._check_space(num_bytes)
+            folder.mkdir()
         return folder
 
-    def commit(self, step: int, manifest: Mapping[str, Any]) -> Path:
-        """Make the folder that `begin` gave the checkpoint of `step`, and remove those no longer kept."""
-        folder, target = self._temporary(step), self._folder / _name(step)
-        files = {str(path.relative_to(folder)): _entry(path) for path in _files(folder)}
-        write_json(folder / MANIFEST, {"schema_version": 1, "step": step, "files": files, **manifest})
-        _sync_tree(folder)
+    def commit(
+        self, step: int, manifest: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Path:
+        """Make the folder that `begin` gave the checkpoint of `step`, and remove those no longer kept.
+
+        `files` are entries of the manifest that are known already; the other files are hashed here.
+        """
+        folder, target = self._temporary(step), self._folder / step_name(step)
+        write_json(folder / MANIFEST, make_manifest(folder, step, files or {}, manifest))
+        sync_tree(folder)
         if target.exists():
             target.rename(self._replaced(step))
         folder.rename(target)
-        _sync(self._folder)
+        sync(self._folder)
         self._prune(step)
         self._clean()
         return target
+
+    def drop(self, step: int) -> None:
+        """Give up what was begun."""
+        shutil.rmtree(self._temporary(step), ignore_errors=True)
 
     def latest(self) -> Path | None:
         """Return the newest checkpoint whose files are all there in their listed sizes, or None."""
         return next((path for _, path in self._newest_first() if is_complete(path)), None)
 
+    def room(self, num_bytes: int) -> str | None:
+        """Refuse a disk on which not even one checkpoint of that size has room.
+
+        Return what to warn of where one has, and all that are to be kept have not.
+        """
+        with refusals_told(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._check_space(num_bytes)
+        there = sum(1 for _ in self._newest_first())
+        kept = self._keep.last + (self._keep.best.num if self._keep.best else 0) + 1  # a new one before an old one goes
+        needed, free = int(num_bytes * max(1, kept - there) * SPARE), shutil.disk_usage(self._folder).free
+        if free >= needed:
+            return None
+        return (
+            f"{kept} checkpoints of {num_bytes / GIB:.2f} GiB need {needed / GIB:.2f} GiB more, and the disk of "
+            f"{self._folder} has {free / GIB:.2f} GiB free: lower checkpoint.keep_last, or free space"
+        )
+
     def _newest_first(self) -> list[tuple[int, Path]]:
-        found = {_step(path): path for path in self._folder.glob("step_*")}
+        found = {step_of(path): path for path in self._folder.glob("step_*")}
         # A crash between the two renames of a save that replaces its own step leaves only the replaced one.
         for path in self._folder.glob(".step_*.replaced"):
-            found.setdefault(_step(path), path)
+            found.setdefault(step_of(path), path)
         return sorted(found.items(), reverse=True)
 
     def _prune(self, step: int) -> None:
-        older = [path for number, path in self._newest_first() if number < step and is_complete(path)]
-        kept = {self._folder / _name(step), *older[: self._keep_last - 1]}
-        for _, path in self._newest_first():
-            if path not in kept:  # a later step belongs to a future that a resume has abandoned
+        there = self._newest_first()
+        # A later step belongs to a future that a resume has abandoned.
+        complete = [(number, path) for number, path in there if number <= step and is_complete(path)]
+        kept = self._keep.steps({number: read_manifest(path) or {} for number, path in complete})
+        for number, path in there:
+            if number not in kept and number not in self._in_use:
                 path.rename(self._folder / f".{path.name.strip('.')}.removed")
 
     def _clean(self) -> None:
         for path in self._folder.glob(".step_*.replaced"):
-            target = self._folder / _name(_step(path))
+            target = self._folder / step_name(step_of(path))
             if not target.exists():
                 path.rename(target)
         for path in self._folder.glob(".step_*"):
@@ -104,67 +141,54 @@ class CheckpointStore:
 
     def _check_space(self, num_bytes: int) -> None:
         last = self.latest()
-        size = sum(path.stat().st_size for path in _files(last)) if last else 0
+        size = sum(path.stat().st_size for path in files_of(last)) if last else 0
         needed, free = int(max(num_bytes, size) * SPARE), shutil.disk_usage(self._folder).free
         if free < needed:
-            what = f"a checkpoint needs {needed / 2**30:.2f} GiB but only {free / 2**30:.2f} GiB are free"
+            what = f"a checkpoint needs {needed / GIB:.2f} GiB but only {free / GIB:.2f} GiB are free"
             raise _no_space(self._folder, what)
 
     def _temporary(self, step: int) -> Path:
-        return self._folder / f".{_name(step)}.writing"
+        return self._folder / f".{step_name(step)}.writing"
 
     def _replaced(self, step: int) -> Path:
-        return self._folder / f".{_name(step)}.replaced"
+        return self._folder / f".{step_name(step)}.replaced"
 
 
-def is_complete(folder: Path) -> bool:
-    """Say whether every file of the folder's manifest is there, in the listed size and, if listed, hash."""
+@contextmanager
+def refusals_told(folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses within the block into a UserError; `folder` is the hidden one of a step."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-        return all(_matches(folder / name, entry) for name, entry in files.items())
-    except (OSError, ValueError, KeyError, TypeError):  # no manifest, or not one of ours
-        return False
+        yield
+    except OSError as error:
+        raise refused(folder, error) from error
 
 
-def _matches(path: Path, entry: Mapping[str, Any]) -> bool:
-    if path.stat().st_size != entry["bytes"]:
-        return False
-    return entry["sha256"] is None or entry["sha256"] == _sha256(path)
+def refused(folder: Path, error: OSError) -> UserError:
+    """Say that the disk took no checkpoint; `folder` is the hidden one of a step, or that of all checkpoints."""
+    step = step_of(folder)
+    place, which = (folder, "a checkpoint") if step < 0 else (folder.parent, f"the checkpoint of step {step}")
+    if error.errno in FULL:
+        return _no_space(place, f"the disk of {place} filled up while {which} was written")
+    return UserError(
+        f"{which} could not be written to {place}: {error.strerror or error}",
+        f"make {place} writable and its disk sound; `rlctl runs resume` then continues from the last checkpoint",
+        exit_code=FAILED,
+    )
 
 
-def _entry(path: Path) -> dict[str, Any]:
-    size = path.stat().st_size
-    return {"bytes": size, "sha256": _sha256(path) if size <= HASHED_BYTES else None}
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Wait until everything in a folder would survive a power cut."""
     for path in [*folder.rglob("*"), folder]:
-        _sync(path)
+        sync(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _name(step: int) -> str:
-    return f"step_{step:06d}"
-
-
-def _step(path: Path) -> int:
-    digits = path.name.strip(".").split(".")[0].removeprefix("step_")
-    return int(digits) if digits.isdigit() else -1
 
 
 def _no_space(folder: Path, what: str) -> UserError:

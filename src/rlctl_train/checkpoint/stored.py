@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -97,7 +98,7 @@ class StoredTensor:
     def read(self) -> Tensor:
         """Return the whole tensor; raises OSError or EOFError where a file is gone or too short."""
         whole = torch.empty(self.shape, dtype=self.dtype)
-        if self._in_rows() is not None:
+        if self.in_rows() is not None:
             flat, at = whole.view(-1), 0
             for chunk in self.chunks():
                 flat[at : at + len(chunk)] = chunk
@@ -111,14 +112,14 @@ class StoredTensor:
 
     def chunks(self, num_bytes: int = CHUNK_BYTES) -> Iterator[Tensor]:
         """Yield its elements in C order, without ever holding more than one block where the pieces are whole rows."""
-        pieces = self._in_rows()
+        pieces = self.in_rows()
         if pieces is None:
             yield from self.read().view(-1).split(max(1, num_bytes // self.dtype.itemsize))
             return
         for piece in pieces:
             yield from self._blocks(piece, num_bytes)
 
-    def _in_rows(self) -> Sequence[Piece] | None:
+    def in_rows(self) -> Sequence[Piece] | None:
         """Return the pieces in order where each spans all dimensions but the first, so that bytes follow each other."""
         if any(piece.shape[1:] != self.shape[1:] or any(piece.start[1:]) for piece in self.pieces):
             return None
@@ -170,6 +171,36 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class Contents:
+    """What a part of a checkpoint is found to hold."""
+
+    tensors: Mapping[str, NamedTensor]
+    facts: Mapping[str, str | int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class Part(Mapping[str, NamedTensor]):
+    """Tensors beside the weights, whose files are not opened before somebody looks; that may raise what readers do."""
+
+    def __init__(self, read: Callable[[], Contents]) -> None:
+        self._read = read
+
+    @cached_property
+    def contents(self) -> Contents:
+        """Return the tensors with what is to be said of them."""
+        return self._read()
+
+    def __getitem__(self, name: str) -> NamedTensor:
+        return self.contents.tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.contents.tensors)
+
+    def __len__(self) -> int:
+        return len(self.contents.tensors)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint of any kind, as named tensors in files."""
 
@@ -182,7 +213,10 @@ class Checkpoint:
     """Where config, generation config and tokenizer lie."""
     adapter: Adapter | None = None
     others: Mapping[str, Mapping[str, NamedTensor]] = field(default_factory=dict)
-    """What is kept beside the weights, by part: `optimizer`, `random_state`, another role's weights, …"""
+    """What is kept beside the weights, by part: `optimizer`, `random_state`, another role's weights, …
+
+    One in files of its own is a `Part`.
+    """
     facts: Mapping[str, str | int] = field(default_factory=dict)
     """What a person may want to know: step, ranks, layout, versions."""
     notes: tuple[str, ...] = ()

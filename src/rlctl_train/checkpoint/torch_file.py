@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -112,18 +112,22 @@ class MeshTensor:
     local: FileTensor
 
 
-def read_torch_file(path: Path, offset: int = 0, length: int | None = None) -> Any:
-    """Return what `torch.save` put into a file or a part of it; raises UserError for all that is not plain data.
+def read_torch_file(path: Path) -> Any:
+    """Return what `torch.save` put into a file; raises UserError for all that is not plain data.
 
     Tensors come as `FileTensor` and `MeshTensor`, in dictionaries, lists and tuples as they were. A file from before
     torch 1.6 comes with tensors in memory.
     """
-    where = str(path) if length is None else f"{path} at byte {offset}"
-    if length is None and not is_torch_zip(path):
+    if not is_torch_zip(path):
         return _read_legacy(path)
     with path.open("rb") as file:
-        archive = Archive(file, path, where, offset, os.fstat(file.fileno()).st_size if length is None else length)
-        return read_pickle(archive.pickle(), KNOWN, archive.storage, where)
+        return _held(Archive(file, path, str(path), 0, os.fstat(file.fileno()).st_size), str(path))
+
+
+def read_torch_part(file: BinaryIO, path: Path, offset: int, length: int) -> Any:
+    """Return what `torch.save` put into a part of an open file, as `read_torch_file` does of a whole one."""
+    where = f"{path} at byte {offset}"
+    return _held(Archive(file, path, where, offset, length), where)
 
 
 def as_stored(name: str, tensor: FileTensor | Tensor) -> NamedTensor:
@@ -152,12 +156,24 @@ def assembled(
     return DerivedTensor(name, dtype, shape, make)
 
 
+def checked_sizes(values: Any) -> tuple[int, ...]:
+    """Return what a file says of a shape, strides or offsets; raises ValueError or TypeError for what no tensor has."""
+    values = tuple(values)
+    if len(values) > MOST_DIMENSIONS or any(type(value) is not int or not 0 <= value < 2**62 for value in values):
+        raise ValueError("a shape, stride or offset that no tensor has")
+    return values
+
+
 @dataclass(frozen=True)
 class _Wrapper:
     """What is said of a tensor subclass before its own fields are known."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+
+def _held(archive: Archive, where: str) -> Any:
+    return read_pickle(archive.pickle(), KNOWN, archive.storage, where)
 
 
 def _read_legacy(path: Path) -> Any:
@@ -182,8 +198,8 @@ def _tensor(
     if type(storage) is not Storage:
         raise TypeError("a tensor without a storage")
     kind = dtype or storage.dtype
-    shape, stride = _sizes(shape), _sizes(stride)
-    (first,) = _sizes((offset,))
+    shape, stride = checked_sizes(shape), checked_sizes(stride)
+    (first,) = checked_sizes((offset,))
     if len(shape) != len(stride):
         raise ValueError("a tensor whose shape and strides differ in length")
     skipped = first * kind.itemsize
@@ -199,7 +215,7 @@ def _tensor_v3(
 
 
 def _wrapper(_kind: Any, dtype: Any, shape: Any, *_: Any) -> _Wrapper:
-    return _Wrapper(DTYPES[dtype.text], _sizes(shape))
+    return _Wrapper(DTYPES[dtype.text], checked_sizes(shape))
 
 
 def _of_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
@@ -246,19 +262,12 @@ def _mesh_shape(mesh: Instance) -> tuple[int, ...]:
 
 
 def _product(size: Any) -> int:
-    return math.prod(_sizes(size if type(size) is tuple else (size,)))
+    return math.prod(checked_sizes(size if type(size) is tuple else (size,)))
 
 
 def _coordinate(mesh: Instance) -> tuple[int, ...] | None:
     value = mesh.fields.get("_coordinate_on_dim")
-    return None if value is None else _sizes(value)
-
-
-def _sizes(values: Any) -> tuple[int, ...]:
-    values = tuple(values)
-    if len(values) > MOST_DIMENSIONS or any(type(value) is not int or not 0 <= value < 2**62 for value in values):
-        raise ValueError("a shape, stride or offset that no tensor has")
-    return values
+    return None if value is None else checked_sizes(value)
 
 
 REBUILDERS: Mapping[str, Any] = {
@@ -272,7 +281,7 @@ REBUILDERS: Mapping[str, Any] = {
 CALLS: Mapping[str, Any] = {
     **REBUILDERS,
     "torch._tensor._rebuild_from_type_v2": _of_type,
-    "torch.Size": _sizes,
+    "torch.Size": checked_sizes,
     "torch.device": lambda *parts: ":".join(str(part) for part in parts if isinstance(part, (str, int))),
     "torch.serialization._get_layout": lambda text: Name(str(text)) if type(text) is str else None,
     "collections.OrderedDict": lambda items=(): {checked_key(key): value for key, value in items},

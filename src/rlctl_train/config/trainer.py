@@ -63,6 +63,19 @@ class CheckpointConfig(Config):
     """Save after every so many steps; 0 means only at the end and when told to stop."""
     keep_last: PositiveInt = 2
     """Checkpoints kept; older ones are removed once a newer one is complete."""
+    keep_best: NonNegativeInt = 0
+    """Checkpoints kept beside those for what they reached in `best_metric`, the best of all so far."""
+    best_metric: str = "val/accuracy"
+    """Metric of a validation by which checkpoints are held against each other."""
+    best_mode: Annotated[
+        Literal["max", "min"], Choices({"max": "the higher the better", "min": "the lower the better"})
+    ] = "max"
+    """Which values of `best_metric` are better."""
+    asynchronous: bool = True
+    """Train on while a checkpoint is written; costs host memory for one copy of what is saved."""
+    remote: str | None = None
+    """Place to which each checkpoint is copied and from which a run without any fetches its last, an fsspec URL such as
+    s3://bucket/runs (gs://, hdfs://, file:///); unset keeps them in the run folder alone."""
     export_hf: bool = True
     """Write a Hugging Face folder at the end."""
 

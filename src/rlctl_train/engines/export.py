@@ -14,6 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
+from rlctl_train.checkpoint.probe import PROBE, Probe
+from rlctl_train.config.layout import write_json
+
 Adapter = tuple[dict[str, Any], Iterable[tuple[str, Tensor]]]
 """What `adapter_config.json` says, and the tensors, in the form of the PEFT library."""
 FILE_BYTES = 4 * 2**30
@@ -30,6 +33,7 @@ def write_folder(
     tokenizer: str,
     trust_remote_code: bool,
     adapter: Adapter | None = None,
+    probe: Probe | None = None,
 ) -> None:
     """Write weights in `dtype`, config, generation config and tokenizer; the folder appears when all of it is there.
 
@@ -42,6 +46,8 @@ def write_folder(
     _write_configs(aside, lm, dtype)
     if adapter is not None:
         _write_adapter(aside / "adapter", *adapter)
+    if probe is not None:
+        write_json(aside / PROBE, probe)
     AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=trust_remote_code).save_pretrained(aside)
     if trust_remote_code:
         for code in Path(source).glob("*.py"):

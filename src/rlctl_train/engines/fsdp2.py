@@ -22,7 +22,9 @@ from transformers import AutoConfig
 from rlctl_train.algos.objective import PolicyObjective
 from rlctl_train.algos.ops import Counts, TokenOutputs, count
 from rlctl_train.batch import Batch
+from rlctl_train.checkpoint.probe import Probe
 from rlctl_train.checkpoint.sharded import load_sharded, save_sharded, stored_names
+from rlctl_train.checkpoint.shares import HostCopies, Share, Written, agree
 from rlctl_train.config.engine import Fsdp2Config
 from rlctl_train.config.errors import FAILED, UserError
 from rlctl_train.config.model import LoraConfig
@@ -41,6 +43,7 @@ from rlctl_train.engines.sharding import (
     full,
     gather_over_ranks,
     let_go,
+    local,
     max_over_ranks,
     num_ranks,
     rank,
@@ -203,7 +206,21 @@ class Fsdp2Engine:
     def save(self, folder: Path) -> None:
         """Write trained weights, optimizer, schedule and random state, each rank its share."""
         with self._everything_on_device():
-            save_sharded(self._state() | self._base() | self._random_states(), Path(folder))
+            save_sharded(self._saved(), Path(folder))
+
+    def write_share(self, folder: Path) -> Written:
+        """Write this rank's share of what `save` writes; loadable when the shares of all ranks are sealed together."""
+        with self._everything_on_device():
+            return agree(self._saved(), Path(folder)).write()
+
+    def copy_share(self, folder: Path, copies: HostCopies) -> Share:
+        """Copy this rank's share of what `save` writes to the host, to be written at any time by any thread."""
+        with self._everything_on_device():
+            return agree(self._saved(), Path(folder), copies)
+
+    def state_bytes(self) -> int:
+        """Return the bytes that this rank saves."""
+        return sum(local(tensor).nbytes for tensor in self._saved().values())
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, from any number of ranks; ranks that were not there keep their random state."""
@@ -218,11 +235,12 @@ class Fsdp2Engine:
         for name, value in random_states.items():
             set_random_state(torch.device(name.split(".")[1]), value)
 
-    def export(self, folder: Path, tokenizer: str | None = None) -> None:
+    def export(self, folder: Path, tokenizer: str | None = None, probe: Probe | None = None) -> None:
         """Write a Hugging Face folder from the float32 weights, in the dtype the model came with.
 
-        `tokenizer` is the folder or hub id of the tokenizer, where it is not the model's own. Adapters are merged into
-        the weights, and lie apart from them in the folder `adapter` below, as the PEFT library reads it.
+        `tokenizer` is the folder or hub id of the tokenizer, where it is not the model's own; `probe` goes along.
+        Adapters are merged into the weights, and lie apart from them in the folder `adapter` below, as the PEFT library
+        reads it.
         """
         adapter = None
         if self._lora is not None:
@@ -236,7 +254,7 @@ class Fsdp2Engine:
             write_folder(
                 Path(folder), self.weights(), self._model.lm,
                 dtype=own_dtype, source=self._path, tokenizer=tokenizer or self._path, trust_remote_code=self._trust,
-                adapter=adapter,
+                adapter=adapter, probe=probe,
             )  # fmt: skip
         if num_ranks() > 1:
             dist.barrier()
@@ -375,6 +393,10 @@ class Fsdp2Engine:
         """Return trained weights and optimizer state by name, sharing memory with them."""
         weights = {f"model.{name}": parameter.detach() for name, parameter in self._parameters.items()}
         return weights | (self._optimizer.state() if self._optimizer is not None else {})
+
+    def _saved(self) -> dict[str, Tensor]:
+        """Return everything that a checkpoint holds, by name."""
+        return self._state() | self._base() | self._random_states()
 
     def _random_states(self) -> dict[str, Tensor]:
         return {f"rng.{d.type}.{rank()}": random_state(d) for d in {HOST, self._device}}

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from rlctl_train.checkpoint import mcore_names
-from rlctl_train.checkpoint.dcp_items import stored_tensors
+from rlctl_train.checkpoint.dcp import read_dcp
 from rlctl_train.checkpoint.slices import item, rows
-from rlctl_train.checkpoint.stored import Checkpoint, NamedTensor, StoredTensor
+from rlctl_train.checkpoint.stored import Checkpoint, Contents, NamedTensor, Part, StoredTensor
 from rlctl_train.config.errors import FAILED, UserError
 
 FORMAT = "metadata.json"
@@ -53,22 +53,26 @@ def read(path: Path) -> Checkpoint:
             f"{folder / FORMAT} says {backend!r}; of Megatron-core's formats only 'torch_dist' can be read",
             "save it once more in Megatron's own environment, with --ckpt-format torch_dist",
         )
-    stored = stored_tensors(folder)
+    stored = _stored(folder)
     optimizer = {name: t for name, t in stored.items() if mcore_names.OPTIMIZER.fullmatch(name)}
     weights = {mcore_names.plain(name): t for name, t in stored.items() if name not in optimizer}
     _check_whole(folder, weights)
     around = _around(path, folder)
     tensors = _hf_tensors(folder, weights, around)
-    others = _beside(folder) or {"optimizer": optimizer}
-    files = {piece.file for part in (stored, *others.values()) for tensor in part.values() for piece in tensor.pieces}
+    places = _places_beside(folder)
+    others: dict[str, Mapping[str, NamedTensor]] = {part: _beside(part, place) for part, place in places.items()}
+    if optimizer and not others:
+        others["optimizer"] = optimizer
+    files = {piece.file for tensor in stored.values() for piece in tensor.pieces}
+    files |= {file for place in places.values() for file in place.glob("*.distcp")}
     return Checkpoint(
         kind="megatron",
         path=path,
         tensors=tensors,
         hf_folder=around.hf_folder,
-        others={part: tensors for part, tensors in others.items() if tensors},
+        others=others,
         facts={"format": "torch_dist", "files": len(files), **around.facts},
-        notes=around.notes + _notes(weights, tensors, around) + _lacking(others),
+        notes=around.notes + _notes(weights, tensors, around) + _lacking("optimizer", optimizer),
         files=tuple(sorted(files | {folder / name for name in (".metadata", FORMAT)} | set(around.files))),
     )
 
@@ -103,12 +107,33 @@ def _backend(folder: Path) -> str | None:
     return says if isinstance(says, str) else None
 
 
-def _beside(folder: Path) -> dict[str, dict[str, StoredTensor]]:
-    """Return what verl's newer layout keeps apart from the weights."""
+def _stored(folder: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a folder, which may lack parts; raises UserError where one lies in no order of rows."""
+    tensors, _ = read_dcp(folder, allow_missing=True)
+    stored = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, StoredTensor)}
+    if turned := tensors.keys() - stored.keys():
+        raise UserError(
+            f"{folder} holds {len(turned)} tensors whose dimensions lie in another order: {_listed(list(turned))}",
+            "save it once more in Megatron's own environment, with contiguous tensors",
+            exit_code=FAILED,
+        )
+    return stored
+
+
+def _places_beside(folder: Path) -> dict[str, Path]:
+    """Return the folders that verl's newer layout has apart from the weights."""
     if (folder.parent.name, folder.name) != ("model", "dist_ckpt"):
         return {}
     places = {part: folder.parent.parent / part / folder.name for part in BESIDE}
-    return {part: stored_tensors(place) for part, place in places.items() if (place / ".metadata").is_file()}
+    return {part: place for part, place in places.items() if (place / ".metadata").is_file()}
+
+
+def _beside(part: str, place: Path) -> Part:
+    def read() -> Contents:
+        tensors = _stored(place)
+        return Contents(tensors, notes=_lacking(part, tensors))
+
+    return Part(read)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -254,10 +279,10 @@ def _notes(weights: Mapping[str, StoredTensor], tensors: Mapping[str, NamedTenso
     return tuple(notes)
 
 
-def _lacking(others: Mapping[str, Mapping[str, StoredTensor]]) -> tuple[str, ...]:
+def _lacking(part: str, tensors: Mapping[str, StoredTensor]) -> tuple[str, ...]:
     """Say where what lies beside the weights is not whole; old formats of an optimizer never are."""
-    lacking = {part: [name for name, t in tensors.items() if t.missing()] for part, tensors in others.items()}
-    return tuple(f"{len(names)} tensors of {part} have parts missing" for part, names in lacking.items() if names)
+    num_lacking = sum(1 for tensor in tensors.values() if tensor.missing())
+    return (f"{num_lacking} tensors of {part} have parts missing",) if num_lacking else ()
 
 
 def _listed(names: Sequence[str]) -> str:

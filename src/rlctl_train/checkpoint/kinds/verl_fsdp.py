@@ -14,7 +14,7 @@ from typing import Any
 from rlctl_train.checkpoint.inert_pickle import damaged
 from rlctl_train.checkpoint.kinds.folder import dtype_words, missing, read_table, some
 from rlctl_train.checkpoint.kinds.verl_lora import split_adapter
-from rlctl_train.checkpoint.kinds.verl_optimizer import read_optimizer
+from rlctl_train.checkpoint.kinds.verl_optimizer import find_optimizer
 from rlctl_train.checkpoint.mesh import joined, num_shards
 from rlctl_train.checkpoint.stored import Checkpoint, NamedTensor
 from rlctl_train.checkpoint.torch_file import FileTensor, MeshTensor, read_torch_file
@@ -44,12 +44,7 @@ def read(path: Path) -> Checkpoint:
     shards = [_named_tensors(file) for file in ranks.used(_mesh_of)]
     tensors = join_ranks(shards, folder)
     tensors, adapter, lora_notes = split_adapter(tensors, folder)
-    others, facts = {}, _facts(folder, ranks, shards[0], tensors)
-    optimizer = read_optimizer(folder, ranks.size, len(shards), list(shards[0].items()))
-    if optimizer is not None:
-        others["optimizer"] = optimizer.tensors
-        facts |= optimizer.facts
-        notes += optimizer.notes
+    optimizer = find_optimizer(folder, ranks.size, len(shards), list(shards[0].items()))
     hf_folder = folder / "huggingface"
     return Checkpoint(
         kind="verl-fsdp",
@@ -57,8 +52,8 @@ def read(path: Path) -> Checkpoint:
         tensors=tensors,
         hf_folder=hf_folder if (hf_folder / "config.json").is_file() else None,
         adapter=adapter,
-        others=others,
-        facts=facts,
+        others={} if optimizer is None else {"optimizer": optimizer},
+        facts=_facts(folder, ranks, shards[0], tensors),
         notes=(*notes, *lora_notes),
         files=tuple(sorted(file for file in folder.rglob("*") if file.is_file())),
     )

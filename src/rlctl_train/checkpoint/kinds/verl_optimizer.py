@@ -10,38 +10,32 @@ from typing import Any
 from rlctl_train.checkpoint.inert_pickle import damaged
 from rlctl_train.checkpoint.kinds.folder import missing, some
 from rlctl_train.checkpoint.mesh import joined
-from rlctl_train.checkpoint.stored import NamedTensor
+from rlctl_train.checkpoint.stored import Contents, NamedTensor, Part
 from rlctl_train.checkpoint.torch_file import FileTensor, MeshTensor, read_torch_file
 
 MOMENT = "exp_avg"
 """The state whose shape is its parameter's."""
 TOLD = ("lr", "betas", "eps", "weight_decay")
-Part = MeshTensor | FileTensor
+Shard = MeshTensor | FileTensor
 
 
-@dataclass(frozen=True)
-class OptimizerState:
-    """What ranks' optimizer files hold together."""
-
-    tensors: dict[str, NamedTensor]
-    """`state.PARAMETER.exp_avg` and the like."""
-    facts: dict[str, str | int]
-    notes: list[str]
-
-
-def read_optimizer(
-    folder: Path, world_size: int, num_used: int, parameters: Sequence[tuple[str, Part]]
-) -> OptimizerState | None:
-    """Read the files of the first `num_used` ranks; None where no optimizer was saved.
+def find_optimizer(
+    folder: Path, world_size: int, num_used: int, parameters: Sequence[tuple[str, Shard]]
+) -> Part | None:
+    """Return `state.PARAMETER.exp_avg` and the like, in the files of the first `num_used` ranks; None without files.
 
     `parameters` are those of the model, in its order.
     """
     files = [folder / f"optim_world_size_{world_size}_rank_{rank}.pt" for rank in range(world_size)]
-    lost = [file.name for file in files if not file.is_file()]
-    if len(lost) == world_size:
+    if not any(file.is_file() for file in files):
         return None
+    return Part(lambda: _read(files, num_used, parameters))
+
+
+def _read(files: Sequence[Path], num_used: int, parameters: Sequence[tuple[str, Shard]]) -> Contents:
+    lost = [file.name for file in files if not file.is_file()]
     if lost:
-        raise missing(folder, f"{len(lost)} of {world_size} optimizer files are missing: {some(lost)}")
+        raise missing(files[0].parent, f"{len(lost)} of {len(files)} optimizer files are missing: {some(lost)}")
     ranks = [_Rank.of(file) for file in files[:num_used]]
     names = _names(ranks[0], parameters)
     notes = [] if names is not None else ["parameters of the optimizer state are numbered, and cannot be named"]
@@ -56,7 +50,7 @@ def read_optimizer(
             found = [value for value in held if isinstance(value, (MeshTensor, FileTensor))]
             whole_shape = found[0].shape if not found[0].shape else None
             tensors[name] = joined(name, found, whole_shape)
-    return OptimizerState(tensors, _facts(ranks[0]), notes)
+    return Contents(tensors, _facts(ranks[0]), tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -76,7 +70,7 @@ class _Rank:
         return cls(state, groups)
 
 
-def _names(rank: _Rank, parameters: Sequence[tuple[str, Part]]) -> dict[Any, str] | None:
+def _names(rank: _Rank, parameters: Sequence[tuple[str, Shard]]) -> dict[Any, str] | None:
     """Return the name of each key of the state; None where numbers cannot be told to be those of the parameters."""
     if all(isinstance(key, str) for key in rank.state):
         return {key: key for key in rank.state}
@@ -91,10 +85,10 @@ def _names(rank: _Rank, parameters: Sequence[tuple[str, Part]]) -> dict[Any, str
     return {key: ordered[key][0] for key in rank.state}
 
 
-def _without_tied(parameters: Sequence[tuple[str, Part]]) -> list[tuple[str, Part]]:
+def _without_tied(parameters: Sequence[tuple[str, Shard]]) -> list[tuple[str, Shard]]:
     """Drop names that stand for the same bytes as an earlier one: an optimizer has them once."""
     seen: set[tuple[Path, int, tuple[int, ...]]] = set()
-    kept: list[tuple[str, Part]] = []
+    kept: list[tuple[str, Shard]] = []
     for name, part in parameters:
         local = part.local if isinstance(part, MeshTensor) else part
         place = (local.file, local.offset, local.shape)
