@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from rlctl_train.checkpoint.kinds import deepspeed, huggingface, peft
 from rlctl_train.checkpoint.safetensors_file import DTYPES, read_safetensors
 from rlctl_train.config.errors import UserError
+from tests.deepspeed_files import write_universal
 from tests.stored_tensors import assert_same
 
 
@@ -209,16 +209,9 @@ def test_an_adapter_without_tensors_is_refused(tmp_path: Path) -> None:
 
 
 def universal(folder: Path, *, flat: bool) -> dict[str, Tensor]:
-    """Write what DeepSpeed's converter makes of ZeRO 1 and 2, or flat as of ZeRO 3; return the weights."""
+    """Write a universal checkpoint of two weights; return them."""
     weights = {"model.a.weight": torch.randn(4, 3), "model.norm.weight": torch.randn(3)}
-    for name, weight in weights.items():
-        (folder / "zero" / name).mkdir(parents=True)
-        for state, value in (("fp32", weight), ("exp_avg", weight * 2), ("exp_avg_sq", weight**2)):
-            held = value.reshape(-1).clone() if flat else {"param": value, "cat_dim": 0}
-            torch.save(held, folder / "zero" / name / f"{state}.pt")
-        torch.save(torch.tensor(5.0), folder / "zero" / name / "step.pt")
-    shapes = [OrderedDict((name, weight.shape) for name, weight in weights.items())]
-    torch.save({"param_shapes": shapes, "ds_version": "0.19"}, folder / "mp_rank_00_model_states.pt")
+    write_universal(folder, weights, flat=flat)
     return weights
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -18,7 +21,7 @@ from rlctl.commands._group import HelpfulGroup
 from rlctl.commands._workshop import train_extra
 from rlctl.render import OutputOption
 from rlctl.spelling import unknown
-from rlctl_train.config.errors import DOES_NOT_FIT, FAILED, OK, USAGE, UserError
+from rlctl_train.config.errors import DOES_NOT_FIT, FAILED, INTERRUPTED, OK, USAGE, UserError
 
 if TYPE_CHECKING:
     from rlctl_train.checkpoint.agreement import Agreement
@@ -191,13 +194,26 @@ def _merge(
             render.say(f"would write {sum(1 for _ in plan.outputs())} tensors, {render.size(plan.nbytes)}, to {out}")
         raise typer.Exit(USAGE if plan.problems else OK)
     began = time.monotonic()
-    with render.progress("merging") as tell:
+    with _interruptible(out), render.progress("merging") as tell:
         write(plan, out, overwrite=overwrite, on_progress=tell)
     seconds = time.monotonic() - began
     render.document(output, out=str(out), written=True, seconds=seconds, **_ckpt_view.plan_content(plan))
     dtype = str(plan.dtype).removeprefix("torch.")
     number = sum(1 for _ in plan.outputs())
     render.say(f"wrote {number} tensors, {render.size(plan.nbytes)}, {dtype}, to {out} in {render.duration(seconds)}")
+
+
+@contextmanager
+def _interruptible(out: Path) -> Iterator[None]:
+    """Have SIGTERM end the block as Ctrl-C does, and say how the work goes on."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        remedy = "give the same command again: it goes on where it ended"
+        raise UserError(f"merging into {out} was interrupted", remedy, exit_code=INTERRUPTED) from interrupt
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _may_push(repo: str, *, public: bool, yes: bool) -> bool:
