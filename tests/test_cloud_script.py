@@ -120,7 +120,7 @@ def test_what_a_launch_brings_is_newer_than_what_the_bucket_has(home: Path) -> N
     assert (run / "plan.json").read_text() == "new"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_two_nodes_train_over_our_own_ray(tmp_path: Path) -> None:
     shutil.copy(Path(runs.__file__).with_name("digit_reward.py"), tmp_path)

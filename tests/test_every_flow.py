@@ -21,7 +21,6 @@ RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "dapo": ({"algo": {"type": "dapo", "group_size": 2}, "reward": ANY_DIGIT}, "sampling/rounds"),
     "prime": ({"algo": {"type": "prime", "group_size": 4}, "reward": ANY_DIGIT}, "reward_model/loss"),
     "spin": ({"algo": {"type": "spin", "refresh_every_steps": 2}}, "actor/pair_margin"),
-    "remax": ({"algo": {"type": "remax", "group_size": 2}}, "reward/greedy_baseline"),
     "distill": ({"algo": {"type": "distill", "group_size": 2}}, "teacher/reverse_kl"),
     "lora": (LORA, "actor/entropy"),
 }

@@ -10,7 +10,7 @@ import pytest
 
 from tests import runs
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SECTIONS = {
     "trainer": {"num_steps": 14},
@@ -27,7 +27,6 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[float,
     return runs.learning_trace(files)
 
 
-@pytest.mark.long
 def test_killed_driver_trainer_and_rollout_each_cost_no_more_than_the_last_save(
     tmp_path: Path, uninterrupted: list[tuple[float, ...]]
 ) -> None:
@@ -45,7 +44,7 @@ def test_killed_driver_trainer_and_rollout_each_cost_no_more_than_the_last_save(
     assert runs.learning_trace(files) == uninterrupted
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_saves_and_leaves_and_resume_repeats_nothing(
     tmp_path: Path, uninterrupted: list[tuple[float, ...]], number: signal.Signals
 ) -> None:

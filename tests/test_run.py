@@ -60,6 +60,7 @@ def test_ppo_with_roles_split_over_devices_and_every_kl_term(tmp_path: Path) -> 
     assert state["entropy"] == {"coef": 0.0, "is_paid": False}
 
 
+@pytest.mark.long
 def test_supervised_training_alone_lowers_the_held_out_loss(tmp_path: Path) -> None:
     files = runs.make_run(tmp_path / "run", algo={"type": "sft"}, reward=None, trainer={"prompts_per_step": 16})
     assert runs.run(files) == 0, runs.log(files)
@@ -67,6 +68,7 @@ def test_supervised_training_alone_lowers_the_held_out_loss(tmp_path: Path) -> N
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.long
 def test_supervised_training_with_a_reward_validates_the_weights_it_has_just_learnt(tmp_path: Path) -> None:
     files = runs.make_run(
         tmp_path / "run",
