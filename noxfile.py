@@ -185,7 +185,7 @@ def bench(session: nox.Session) -> None:
     session.run(env / "python", "benchmarks/startup.py")
     session.run(env / "python", "benchmarks/algorithm_cost.py")
     session.run(env / "python", "benchmarks/saving.py")
-    session.run(env / "python", "benchmarks/merging.py", "--verl-python", str(verl / "python"), env=ONE_THREAD)
+    session.run(env / "python", "benchmarks/merging.py", "--verl-python", str(verl / "python"))
     session.run(env / "python", "benchmarks/race.py", "--trl-python", str(peer / "python"), *session.posargs)
 
 

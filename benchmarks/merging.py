@@ -1,6 +1,6 @@
 """Merging a verl FSDP checkpoint: `rlctl ckpt merge` against verl's own merger and a plain copy; write `merging.md`.
 
-    python benchmarks/merging.py --verl-python PATH [--gb 4 1] [--rounds 3] [--folder DIR]
+    python benchmarks/merging.py --verl-python PATH [--gb 4 1] [--rounds 3] [--folder DIR] [--append]
 
 In turns, each in a process of its own, timed from its start, with the input dropped from the page cache before. Peak
 memory is that of the command's largest process. Needs about 3.5 times the size on the disk of `--folder`.
@@ -22,21 +22,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "merging.json"
 RLCTL = str(Path(sys.executable).with_name("rlctl"))
 HEADER = """# Merging a checkpoint
 
 A synthetic checkpoint as verl's FSDP2 trainer writes it (Qwen2, float32, four ranks' files), merged in turns by
 `rlctl ckpt merge` and by the merger of verl {verl}, whose output is always bfloat16, and copied with `cp` and `sync`.
 Seconds are those of the whole command, the start of Python included. rlctl and the copy end when all is on the disk;
-verl does not wait for that, and the column beside says when its output was there. Peak memory is that of the largest
-process. Inputs were dropped from the page cache before every command, and libraries were not. Medians of {rounds}
-rounds, {date}, {cores} CPU cores, of whose time other processes took {low:.0%} to {high:.0%} meanwhile.
+verl does not wait for that, and the column beside says when its output was there. A bfloat16 output is half the bytes
+that the copy writes. Peak memory is that of the largest process. Inputs were dropped from the page cache before every
+command, programs and libraries were not. Medians over rounds, {date}, {cores} CPU cores, of whose time other processes
+took {low:.0%} to {high:.0%} meanwhile.
 
 rlctl's bfloat16 output equals verl's bit for bit, tensor by tensor, and its unchanged output the input; both were
 compared once at each size.
 
 """
-TABLE = """## {gigabytes:.2f} GB
+TABLE = """## {gigabytes:.2f} GB, {rounds} rounds
 
 | | seconds | on the disk after | the merge alone | CPU seconds | peak memory, MiB |
 |---|---|---|---|---|---|
@@ -79,9 +81,9 @@ class Case:
     def ratios(self) -> dict[str, float]:
         """Return medians of ratios, round by round; above 1 is in favour of rlctl."""
 
-        def ratio(one: str, other: str, field: str) -> float:
+        def ratio(one: str, other: str, field: str, other_field: str | None = None) -> float:
             pairs = zip(self.runs[one], self.runs[other], strict=True)
-            return round(statistics.median(getattr(a, field) / getattr(b, field) for a, b in pairs), 2)
+            return round(statistics.median(getattr(a, field) / getattr(b, other_field or field) for a, b in pairs), 2)
 
         return {
             "verl_to_rlctl_seconds": ratio("verl", "bfloat16", "seconds"),
@@ -89,6 +91,7 @@ class Case:
             "verl_to_rlctl_cpu_seconds": ratio("verl", "bfloat16", "cpu_s"),
             "verl_to_rlctl_memory": ratio("verl", "bfloat16", "peak_mib"),
             "rlctl_keep_to_copy_rate": ratio("copy", "keep", "seconds"),
+            "rlctl_keep_alone_to_copy_rate": ratio("copy", "keep", "seconds", "alone_s"),
             "rlctl_bfloat16_to_copy_rate_read": ratio("copy", "bfloat16", "seconds"),
             "rlctl_bfloat16_to_copy_rate_written": round(ratio("copy", "bfloat16", "seconds") / 2, 2),
         }
@@ -101,17 +104,31 @@ def main() -> None:
     parser.add_argument("--gb", nargs="+", type=float, default=[4.0, 1.0], help="sizes, in GB (10^9 bytes)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the files are made and removed; default the temporary one")
+    parser.add_argument("--append", action="store_true", help="add rounds to those of the same size in the results")
     asked = parser.parse_args()
-    cases: list[Case] = []
+    cases = earlier() if asked.append else {}
     for gigabytes in asked.gb:
         with tempfile.TemporaryDirectory(prefix="rlctl-merging-", dir=asked.folder) as folder:
-            cases.append(measure(Path(folder), gigabytes, asked.rounds, asked.verl_python))
-    page = report(cases, asked.rounds, verl_version(asked.verl_python))
+            case = measure(Path(folder), gigabytes, asked.rounds, asked.verl_python)
+        before = cases.get(case.num_bytes, Case(case.num_bytes, {way: [] for way in WORDS}))
+        cases[case.num_bytes] = Case(case.num_bytes, {way: before.runs[way] + case.runs[way] for way in WORDS})
+    page = report(list(cases.values()), verl_version(asked.verl_python))
     print(page)
-    (HERE / "merging.md").write_text(page)
-    content = [asdict(case) | {"ratios": case.ratios()} for case in cases]
+    (HERE / "merging.md").write_text(page, encoding="utf-8")
+    content = [asdict(case) | {"ratios": case.ratios()} for case in cases.values()]
     record = {"date": time.strftime("%Y-%m-%d"), "cores": len(os.sched_getaffinity(0)), "cases": content}
-    (HERE / "results" / "merging.json").write_text(json.dumps(record, indent=1) + "\n")
+    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def earlier() -> dict[int, Case]:
+    """Return what the results hold, by size in bytes."""
+    cases = json.loads(RESULTS.read_text())["cases"] if RESULTS.exists() else []
+    return {
+        case["num_bytes"]: Case(
+            case["num_bytes"], {way: [Run(**run) for run in runs] for way, runs in case["runs"].items()}
+        )
+        for case in cases
+    }
 
 
 def measure(folder: Path, gigabytes: float, rounds: int, verl_python: str) -> Case:
@@ -199,15 +216,15 @@ def verl_version(python: str) -> str:
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def report(cases: Sequence[Case], rounds: int, verl: str) -> str:
+def report(cases: Sequence[Case], verl: str) -> str:
     """Return the page: a table and the ratios for each size."""
     others = [run.others for case in cases for runs in case.runs.values() for run in runs]
     page = HEADER.format(
-        verl=verl, rounds=rounds, date=time.strftime("%Y-%m-%d"), cores=len(os.sched_getaffinity(0)),
+        verl=verl, date=time.strftime("%Y-%m-%d"), cores=len(os.sched_getaffinity(0)),
         low=min(others), high=max(others),
     )  # fmt: skip
     for case in cases:
-        page += TABLE.format(gigabytes=case.num_bytes / 1e9)
+        page += TABLE.format(gigabytes=case.num_bytes / 1e9, rounds=len(case.runs["copy"]))
         for way, words in WORDS.items():
             alone = "" if case.runs[way][0].alone_s is None else f"{case.median(way, 'alone_s'):.1f}"
             times = f"{case.median(way, 'seconds'):.1f} | {case.median(way, 'on_disk_s'):.1f} | {alone}"
