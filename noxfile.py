@@ -27,9 +27,9 @@ UNFIT_FOR_CPU = ("torchvision", "torchaudio", "torchcodec", "triton")
 """CUDA builds that come along with vLLM and break the import of transformers beside a CPU build of torch."""
 VERL_NEEDS = (
     "torch", "numpy", "transformers", "tensordict", "ray", "omegaconf", "codetiming", "torchdata", "datasets",
-    "pillow", "peft", "cachetools", "uvicorn", "fastapi", "orjson", "packaging",
+    "pillow", "peft", "cachetools", "uvicorn", "fastapi", "orjson", "packaging", "accelerate",
 )  # fmt: skip
-"""What verl's algorithms import; all that verl asks for is for training with it."""
+"""What verl's algorithms and its merger import; all that verl asks for is for training with it."""
 WHAT_LANDED = """
 from importlib.metadata import files
 from importlib.resources import files as data
@@ -178,12 +178,14 @@ def learn(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Race rlctl against TRL on this machine; results go to benchmarks/results."""
+    """Race rlctl against TRL, and its merge against verl's, on this machine; results go to benchmarks/results."""
     env = environment(session, "train", "-e", ".[train]")
     peer = environment(session, "bench_trl", "trl==1.16.0")
+    verl = with_verl(session)
     session.run(env / "python", "benchmarks/startup.py")
     session.run(env / "python", "benchmarks/algorithm_cost.py")
     session.run(env / "python", "benchmarks/saving.py")
+    session.run(env / "python", "benchmarks/merging.py", "--verl-python", str(verl / "python"))
     session.run(env / "python", "benchmarks/race.py", "--trl-python", str(peer / "python"), *session.posargs)
 
 
@@ -192,9 +194,7 @@ def agreement(session: nox.Session) -> None:
     """Hold the algorithms against verl and TRL on random inputs; write benchmarks/agreement.md."""
     env = environment(session, "train", "-e", ".[train]")
     trl = environment(session, "bench_trl", "trl==1.16.0")
-    verl = environment(session, "bench_verl", *VERL_NEEDS)
-    # Its own bounds on transformers and tensordict are older than these, and its algorithms do not need them.
-    session.run(verl / "python", "-m", "pip", "install", "--no-compile", "--no-deps", "verl==0.9.1")
+    verl = with_verl(session)
     peers = ("--verl-python", str(verl / "python"), "--trl-python", str(trl / "python"))
     session.run(env / "python", "benchmarks/agreement.py", *peers, *session.posargs, env=ONE_THREAD)
 
@@ -213,6 +213,14 @@ def environment(session: nox.Session, name: str, *packages: str, remove: Sequenc
             session.run(*pip, "uninstall", "-y", *remove)
         done.touch()
     return folder / "bin"
+
+
+def with_verl(session: nox.Session) -> Path:
+    """Return the `bin` folder of `.nox/bench_verl`, in which verl is."""
+    verl = environment(session, "bench_verl", *VERL_NEEDS)
+    # Its own bounds on transformers and tensordict are older than these, and what is run of it does not need them.
+    session.run(verl / "python", "-m", "pip", "install", "--no-compile", "--no-deps", "verl==0.9.1")
+    return verl
 
 
 def with_skypilot(session: nox.Session, marker: str) -> None:

@@ -1,60 +1,19 @@
 """What tensors a Hugging Face folder must hold, by its config: names, shapes, ties, without any weights.
 
-The model is built on the meta device. Its code is transformers' own; code beside the config is run only when trusted.
-Files hold some tensors under other names than the model does, or cut apart (experts that are one tensor in memory);
-both forms are known here.
+Plain decoders are known by their config alone; for all others transformers, which takes seconds to import, builds the
+model. Code beside the config is run only when trusted.
 """
 
 from __future__ import annotations
 
-import copy
-import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
+from rlctl_train.checkpoint.expected_dense import dense_decoder
+from rlctl_train.checkpoint.expected_types import Block, Expected
 
-PROBE = (4, 3)
-"""Shape of one expert's part of a small tensor that is cut as the real one is, to see what goes where."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """A tensor of a file as a block of a tensor of the model, contiguous in C order."""
-
-    name: str
-    first: int
-    """Element of the model's tensor it begins with."""
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Expected:
-    """Names and shapes of a model's tensors."""
-
-    shapes: Mapping[str, tuple[int, ...]]
-    """Of every tensor that a file may hold, tied ones included, in the model's order."""
-    tied: Mapping[str, str] = field(default_factory=dict)
-    """Name that may be left out -> name that stands for it."""
-    inner: Mapping[str, tuple[Block, ...]] = field(default_factory=dict)
-    """Names that the model has in memory and files have not -> what they are in files."""
-    vocabulary: tuple[str, ...] = ()
-    """Names of input and output embeddings, whose rows are tokens."""
-    base: str | None = None
-    """Class of the model without its head."""
-    ignored: tuple[str, ...] = ()
-    """Patterns of names that old files hold and loading passes over."""
-
-    def is_ignored(self, name: str) -> bool:
-        """Say whether loading passes over a tensor of that name."""
-        return any(re.search(pattern, name) for pattern in self.ignored)
+__all__ = ["Block", "Expected", "expected"]
 
 
 def expected(config: Mapping[str, Any], folder: Path, *, trust_remote_code: bool) -> Expected | str:
@@ -63,69 +22,8 @@ def expected(config: Mapping[str, Any], folder: Path, *, trust_remote_code: bool
         return "the model is quantised: how its tensors are stored is up to the quantiser"
     if "auto_map" in config and not trust_remote_code:
         return "the model comes with code of its own, which is not run without --trust-remote-code"
-    try:
-        model = _on_meta(config, folder, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, ImportError, AttributeError, TypeError, NotImplementedError, RuntimeError) as error:
-        return f"transformers {transformers.__version__} builds no such model: {' '.join(str(error).split())[:200]}"
-    return _of_model(model)
+    if (dense := dense_decoder(config)) is not None:
+        return dense
+    from rlctl_train.checkpoint.expected_built import built
 
-
-def _on_meta(config: Mapping[str, Any], folder: Path, *, trust_remote_code: bool) -> PreTrainedModel:
-    settings = copy.deepcopy(dict(config))
-    if trust_remote_code and "auto_map" in settings:
-        loaded = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(loaded, trust_remote_code=True)
-    loaded = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    name = next(iter(config.get("architectures") or ()), None)
-    with torch.device("meta"):
-        if name is None:
-            return AutoModelForCausalLM.from_config(loaded)
-        return getattr(transformers, name)(loaded)
-
-
-def _of_model(model: PreTrainedModel) -> Expected:
-    state = dict(model.state_dict())
-    shapes: dict[str, tuple[int, ...]] = {
-        name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, dict(state)).items()
-    }
-    inner = {name: _blocks(model, name, tensor, shapes) for name, tensor in state.items() if name not in shapes}
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    modules = {id(module): name for name, module in model.named_modules()}
-    vocabulary = tuple(f"{modules[id(end)]}.weight" for end in ends if end is not None and id(end) in modules)
-    order = {name: rank for rank, name in enumerate(_file_order(state, inner))}
-    ordered = dict(sorted(shapes.items(), key=lambda item: order.get(item[0], len(order))))
-    ignored = (*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq$")
-    base = None if model.base_model is model else type(model.base_model).__name__
-    return Expected(ordered, dict(model.all_tied_weights_keys), inner, vocabulary, base, ignored)
-
-
-def _file_order(state: Mapping[str, Tensor], inner: Mapping[str, tuple[Block, ...]]) -> list[str]:
-    order: list[str] = []
-    for name in state:
-        order += [block.name for block in inner[name]] if name in inner else [name]
-    return order
-
-
-def _blocks(
-    model: PreTrainedModel, name: str, tensor: Tensor, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[Block, ...]:
-    """Return what a tensor of the model is in files; nothing where it does not fall into blocks."""
-    if len(tensor.shape) != 3:
-        parts = revert_weight_conversion(model, {name: tensor})
-        same = all(shapes.get(part) == tuple(tensor.shape) for part in parts) and len(parts) == 1
-        return tuple(Block(part, 0, tuple(tensor.shape)) for part in parts) if same else ()
-    experts, rows, columns = tensor.shape
-    probe = torch.arange(experts * math.prod(PROBE)).view(experts, *PROBE)
-    found: list[Block] = []
-    for part, values in revert_weight_conversion(model, {name: probe}).items():
-        first, num = int(values.reshape(-1)[0]), values.numel()
-        whole = torch.arange(first, first + num)
-        if not torch.equal(values.reshape(-1), whole) or part not in shapes:
-            return ()
-        expert, rest = divmod(first, math.prod(PROBE))
-        begin = expert * rows * columns + rest * rows * columns // math.prod(PROBE)
-        if math.prod(shapes[part]) * math.prod(PROBE) != num * rows * columns:
-            return ()
-        found.append(Block(part, begin, shapes[part]))
-    return tuple(found) if sum(math.prod(block.shape) for block in found) == tensor.numel() else ()
+    return built(config, folder, trust_remote_code=trust_remote_code)

@@ -139,6 +139,8 @@ def write(
     work = _Work(folder, jobs)
     threads = [threading.Thread(target=work.run, daemon=True) for _ in range(num_threads or _num_threads())]
     num_results = len(jobs) + len(threads)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # for a block, threads of torch's own below these cost more than they save
     for thread in threads:
         thread.start()
     try:
@@ -147,6 +149,7 @@ def write(
         work.stop.set()
         for thread in threads:
             thread.join()
+        torch.set_num_threads(before)
 
 
 def _num_threads() -> int:
