@@ -26,7 +26,8 @@ from rlctl_train.config.errors import FAILED, UserError
 FORMAT = "metadata.json"
 SETTINGS = "common.pt"
 TRACKER = "latest_checkpointed_iteration.txt"
-INSIDE = ("", "dist_ckpt", "model/dist_ckpt", "actor/dist_ckpt", "actor/model/dist_ckpt")
+OF_A_ROLE = ("dist_ckpt", "model/dist_ckpt")
+INSIDE = ("", *OF_A_ROLE, *(f"actor/{place}" for place in OF_A_ROLE))
 """Where the weights may lie in the folder of a checkpoint: Megatron-LM's, then verl's of two generations."""
 BESIDE = ("optimizer", "extra")
 """Folders that verl keeps beside `model`."""
