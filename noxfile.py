@@ -56,7 +56,7 @@ def tests(session: nox.Session) -> None:
     env = environment(session, "train", "-e", ".[train,math,peft,test]")
     choice = "not vllm and not gpu and not long and not slurm and not sky and not cloud and not megatron"
     # Real runs wait for processes more than they compute; a file's tests share what one of them has made.
-    side_by_side = ("-n", "2", "--dist", "loadfile")
+    side_by_side = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
     session.run(
         env / "python", "-m", "pytest", "-m", choice, "--ignore=tests/vllm", *side_by_side, *session.posargs,
         env=ONE_THREAD,

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
-@pytest.mark.parametrize("preset", ["quickstart", pytest.param("quickstart-ppo", marks=pytest.mark.long)])
+@pytest.mark.parametrize("preset", ["quickstart", "quickstart-ppo"])
 def test_the_quickstart_lifts_held_out_accuracy_from_below_a_half_to_above_nine_tenths(
     tmp_path: Path, preset: str
 ) -> None:
