@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,11 @@ pytestmark = pytest.mark.vllm
 
 def merged(folder: Path, model: PreTrainedModel) -> Path:
     """Write a model as verl's trainer on four ranks does, and merge that."""
-    verl_files.write_shards(folder / "actor", dict(model.state_dict()), num_ranks=4, replicas=2)
+    # In a process of its own: vLLM leaves this one a process group, and the shards are written as a rank of another.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply(
+            verl_files.write_shards, (folder / "actor", dict(model.state_dict())), {"num_ranks": 4, "replicas": 2}
+        )
     model.config.architectures = [type(model).__name__]
     for settings in (model.config, model.generation_config):
         assert settings is not None
