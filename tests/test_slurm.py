@@ -187,7 +187,7 @@ def test_a_killed_worker_and_a_lost_node_cost_no_more_than_the_last_save(desk: D
     desk.let_go()
     said = desk.follow(files)
     assert "back to the last checkpoint: the job queues again" in said
-    assert "SIGTERM" not in said
+    assert "SIGTERM: saving" not in said
     check_same(files, undisturbed)
 
 
