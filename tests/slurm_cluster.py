@@ -154,8 +154,8 @@ class SlurmCluster:
         self._until(lambda: "UP" in self.ask("scontrol", "ping").split())
 
     def stop_controller(self) -> None:
-        """End the controller as a crash does; jobs go on."""
-        self._end(self.root / "slurmctld.pid", signal.SIGKILL)
+        """End the controller; it keeps what it knows, and jobs go on."""
+        self._end(self.root / "slurmctld.pid", signal.SIGTERM)
 
     def stop(self) -> None:
         """Cancel all jobs and end everything that was started, by its process id."""
