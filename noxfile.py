@@ -95,7 +95,7 @@ def sky(session: nox.Session) -> None:
 
 @nox.session
 def cloud(session: nox.Session) -> None:
-    """Run on two nodes through SkyPilot's Slurm cloud, on a Slurm on this machine (minutes; root on Debian)."""
+    """Run on two nodes through SkyPilot's Slurm cloud, on a Slurm on this machine (six minutes; root on Debian)."""
     with_skypilot(session, "cloud")
 
 
