@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rlctl_train.checkpoint import safetensors_writer
+from rlctl_train.checkpoint import safetensors_writer, store
 from rlctl_train.checkpoint.safetensors_writer import BLOCK_BYTES, DTYPES, Finished, Output, WeightFile, arrange, write
 from rlctl_train.checkpoint.stored import DerivedTensor, Piece, StoredTensor
 from tests.stored_checkpoints import in_files, read_file
@@ -94,8 +94,8 @@ def test_what_is_done_is_not_written_again(tmp_path: Path) -> None:
 
 def test_tensors_are_told_only_after_a_sync_of_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
-    original = safetensors_writer._sync
-    monkeypatch.setattr(safetensors_writer, "_sync", lambda path: (events.append(path.name), original(path)))
+    original = store.sync
+    monkeypatch.setattr(safetensors_writer, "sync", lambda path: (events.append(path.name), original(path)))
     files = arrange(kept(in_files(tmp_path, {"a": torch.ones(3)})), "model", 10**9)  # type: ignore[arg-type]
     (tmp_path / "out").mkdir()
     write(tmp_path / "out", files, done={}, on_finished=lambda batch: events.append("told"), on_progress=lambda n: None)

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rlctl_train.checkpoint.store import sync
 from rlctl_train.checkpoint.stored import NamedTensor, StoredTensor
 
 ALGORITHM = "crc32"
@@ -134,7 +135,7 @@ def write(
     for file in files:
         _prepare(folder, file)
     for parent in {(folder / file.name).parent for file in files}:
-        _sync(parent)
+        sync(parent)
     jobs = deque((file, at, output) for file in files for at, output in file.outputs if output.name not in done)
     work = _Work(folder, jobs)
     threads = [threading.Thread(target=work.run, daemon=True) for _ in range(num_threads or _num_threads())]
@@ -256,7 +257,7 @@ def _collect(
         late = time.monotonic() - synced > SYNC_S or sum(done.nbytes for done in batch) > SYNC_BYTES
         if batch and (late or not num_results):
             for name in {done.file for done in batch}:
-                _sync(folder / name)
+                sync(folder / name)
             on_finished(batch)
             batch, synced = [], time.monotonic()
         on_progress(work.written)
@@ -282,11 +283,3 @@ def _pwrite(descriptor: int, view: memoryview, offset: int, path: Path) -> None:
             done += os.pwrite(descriptor, view[done:], offset + done)
     except OSError as error:
         raise OSError(error.errno, os.strerror(error.errno or 0), str(path)) from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fdatasync(descriptor) if path.is_file() else os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

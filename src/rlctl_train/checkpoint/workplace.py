@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlctl_train.checkpoint.safetensors_writer import Finished
-from rlctl_train.checkpoint.store import MANIFEST
+from rlctl_train.checkpoint.store import MANIFEST, sync
 from rlctl_train.config.errors import FAILED, UserError
 
 
@@ -56,7 +56,7 @@ class Workplace:
         self.out.mkdir()
         self._journal.write_text("")
         self._append([{"fingerprint": fingerprint}])
-        _sync(self.root)
+        sync(self.root)
         return {}
 
     def is_done(self, fingerprint: str) -> bool:
@@ -76,12 +76,12 @@ class Workplace:
     def publish(self) -> None:
         """Give the output its name; what had it goes."""
         for path in [*self.out.rglob("*"), self.out]:
-            _sync(path)
+            sync(path)
         if self.target.exists():
             shutil.rmtree(self._replaced, ignore_errors=True)
             self.target.rename(self._replaced)
         self.out.rename(self.target)
-        _sync(self.target.parent)
+        sync(self.target.parent)
 
     def clean(self) -> None:
         """Remove the hidden folder, its journal last: by it another process knows that the target is this merge's."""
@@ -126,11 +126,3 @@ def _lines(journal: Path) -> list[dict[str, str]]:
         except ValueError:
             break
     return found
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
