@@ -281,7 +281,7 @@ def test_code_that_comes_with_a_config_is_never_run(tmp_path: Path, tiny_model: 
     config = {"model_type": "mine", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
     (tmp_path / "huggingface" / "config.json").write_text(json.dumps(config))
     (tmp_path / "huggingface" / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w').close()")
-    with pytest.raises(UserError, match="describes no model that transformers knows"):
+    with pytest.raises(UserError, match="comes with code of its own"):
         verl_fsdp.read(tmp_path)
     assert not (tmp_path / "canary").exists()
 

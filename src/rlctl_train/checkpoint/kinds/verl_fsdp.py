@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlctl_train.checkpoint.expected import expected
 from rlctl_train.checkpoint.inert_pickle import damaged
 from rlctl_train.checkpoint.kinds.folder import dtype_words, missing, read_table, some
 from rlctl_train.checkpoint.kinds.verl_lora import split_adapter
@@ -154,22 +155,14 @@ def _model_shapes(hf_folder: Path) -> Mapping[str, tuple[int, ...]]:
     """Return the shapes of the model that config.json describes, by name; none without a config."""
     if not (hf_folder / "config.json").is_file():
         return {}
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
-
-    try:
-        config = AutoConfig.from_pretrained(hf_folder, trust_remote_code=False)
-        architecture = str((config.architectures or [""])[0])
-        auto = AutoModelForTokenClassification if "TokenClassification" in architecture else AutoModelForCausalLM
-        with torch.device("meta"):
-            lm = auto.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    known = expected(read_table(hf_folder / "config.json"), hf_folder, trust_remote_code=False)
+    if isinstance(known, str):
         raise UserError(
-            f"{hf_folder} describes no model that transformers knows: {str(error).splitlines()[0]}",
-            "the ranks' files hold plain tensors, which need it to be joined: put the model's own config.json there",
+            f"{hf_folder} does not tell the shapes of the model: {known}",
+            "the ranks' files hold plain tensors, which need them to be joined: put the model's own config.json there",
             exit_code=FAILED,
-        ) from error
-    return {name: tuple(tensor.shape) for name, tensor in lm.state_dict().items()}
+        )
+    return known.shapes
 
 
 def _base_name(name: str) -> str:
