@@ -8,13 +8,13 @@ import os
 import random
 import shutil
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
 from rlctl_train.checkpoint.store import MANIFEST, CheckpointStore
 from rlctl_train.config.errors import FAILED, UserError
+from tests import dying
 
 
 def save(store: CheckpointStore, step: int, text: str | None = None) -> None:
@@ -129,28 +129,16 @@ def test_the_last_good_checkpoint_survives_a_kill_at_any_moment(tmp_path: Path) 
 
 
 def _save_and_die(folder: Path, after_lines: int) -> int:
-    """Save again and again in a child process that kills itself; return its wait status.
+    """Save again and again in a child process that dies; return its wait status.
 
     Every third save has the step of the one before, so that replacing a checkpoint is interrupted too.
     """
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    left = after_lines
 
-    def count(*_: object) -> object:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return count
-
-    try:
+    def act() -> None:
         store = CheckpointStore(folder, 2)
-        sys.settrace(count)  # type: ignore[arg-type]
         for number in range(2, 40):
             save(store, number - (number % 3 == 0), str(number))
             folder.with_suffix(".new").write_text(str(number))
             folder.with_suffix(".new").rename(folder.with_suffix(".committed"))
-    finally:
-        os._exit(1)
+
+    return dying.status_of(act, after_lines)

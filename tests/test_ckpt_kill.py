@@ -7,9 +7,6 @@ import hashlib
 import os
 import random
 import shutil
-import signal
-import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -20,6 +17,7 @@ from rlctl_train.checkpoint.merge import MergeOptions, MergePlan, merge, plan_me
 from rlctl_train.checkpoint.stored import Checkpoint
 from rlctl_train.checkpoint.verify import verify
 from rlctl_train.config.errors import UserError
+from tests import dying
 from tests.stored_checkpoints import in_files
 
 MOST_LINES = 42_000
@@ -43,26 +41,13 @@ def make_plan(tmp_path: Path) -> MergePlan:
 
 
 def merge_and_die(plan: MergePlan, target: Path, after_lines: int, *, overwrite: bool) -> int:
-    """Merge in a child process that kills itself after so many lines of all its threads; return its wait status."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    left = after_lines
+    """Merge in a child process that dies; return its wait status."""
 
-    def count(*_: object) -> object:
-        nonlocal left
-        left -= 1
-        if left <= 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return count
-
-    try:
+    def act() -> None:
         safetensors_writer.SYNC_BYTES = 9000  # tensors come into the journal a few at a time
-        threading.settrace(count)  # type: ignore[arg-type]
-        sys.settrace(count)  # type: ignore[arg-type]
         merge(plan, target, overwrite=overwrite)
-    finally:
-        os._exit(0)
+
+    return dying.status_of(act, after_lines)
 
 
 def kill_often(tmp_path: Path, times: int) -> None:
