@@ -200,7 +200,6 @@ def test_two_private_runs_and_a_foreign_cluster_do_not_disturb_each_other(foreig
     assert foreign.process.poll() is None and foreign.takes_jobs()
 
 
-@pytest.mark.long
 def test_a_private_run_that_loses_its_head_ends_and_resumes(
     foreign: Foreign, at_home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
