@@ -18,7 +18,7 @@ STAND_IN = """#!/bin/bash
 # For the interpreter: `doctor` ends as the file doctor_code says; a driver does what its number in `drivers` says.
 cd "{folder}"
 case $2 in
-rlctl.app) echo "$*" >>calls; exit "$(cat doctor_code)" ;;
+rlctl.app) echo "$*" >>calls; [ ! -e stop_now ] || kill -TERM $PPID; exit "$(cat doctor_code)" ;;
 rlctl_train)
     echo driver >>calls
     what=$(sed -n "$(grep -cx driver calls)p" drivers)
@@ -91,3 +91,10 @@ def test_a_driver_that_is_stopped_killed_on_purpose_or_fails_is_not_started_agai
     (place / "drivers").write_text(f"{how}\n0\n")
     assert courier.run(place / "there") == code
     assert calls(place).count("driver") == 1
+
+
+def test_a_stop_while_the_nodes_are_examined_starts_no_driver(place: Path) -> None:
+    (place / "stop_now").touch()
+    (place / "drivers").write_text("0\n")
+    assert courier.run(place / "there") == 143
+    assert "driver" not in calls(place)

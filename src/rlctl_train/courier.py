@@ -76,17 +76,17 @@ def _train(files: RunFiles, outbox: Outbox, stopped: threading.Event) -> int:
     environment = os.environ | {CLUSTER_VARIABLE: os.environ["RAY_ADDRESS"]}
     pid_file = _pid_file(files.root)
     spent = 0
-    while True:
+    while not stopped.is_set():
         driver = subprocess.Popen([sys.executable, "-m", "rlctl_train", str(files.root)], env=environment)
         pid_file.write_text(str(driver.pid))
         while driver.poll() is None:
             time.sleep(EVERY_S)
             outbox.send()
-        on_purpose = stopped.is_set() or not pid_file.exists()
-        if driver.returncode >= 0 or on_purpose or spent == most:
+        if driver.returncode >= 0 or stopped.is_set() or not pid_file.exists() or spent == most:
             return driver.returncode
         spent += 1
         print(f"signal {-driver.returncode} ended the driver; started again ({spent} of {most})", file=sys.stderr)
+    return -signal.SIGTERM
 
 
 def kill(root: Path) -> int:
