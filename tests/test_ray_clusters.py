@@ -144,9 +144,15 @@ def ended(run: Run) -> str:
     return run.status().state
 
 
+def driver_of(run: Run) -> int:
+    """Fetch how a run stands and return the process of its driver, which is on this machine."""
+    launchers.fetch(run)
+    return json.loads(run.files.status.read_text())["pid"]
+
+
 def processes(run: Run) -> list[psutil.Process]:
-    """Return the driver on this machine and everything below it."""
-    driver = psutil.Process(json.loads(run.files.status.read_text())["pid"])
+    """Return the driver and everything below it."""
+    driver = psutil.Process(driver_of(run))
     return [driver, *driver.children(recursive=True)]
 
 
@@ -165,9 +171,9 @@ def test_a_job_outlives_its_driver_is_stopped_resumed_killed_and_resumed_to_its_
     at_step(run, 3)
     driver = processes(run)
     driver[0].kill()
+    wait_for(lambda: driver_of(run) != driver[0].pid, "no other driver came")
     at_step(run, 5)
     driver += processes(run)
-    assert driver[0].pid != json.loads(run.files.status.read_text())["pid"]
     assert json.loads((run.files.doctor / "node-0.json").read_text())["counts"].get("fail") is None
     assert app.run(["runs", "stop", "far"]) == 0
     assert (run.status().state, gone(driver)) == ("stopped", True)

@@ -44,6 +44,8 @@ def save(engine: Any, folder: Path, step: int = 1) -> Path:
 def leg(rank: int, num_ranks: int, path: str, source: Path, target: Path, results: Any) -> None:
     """Go on from a checkpoint with one of several ranks, and save."""
     torch.set_num_threads(1)
+    if dist.is_initialized():  # the fork's copy of a group of one, which an engine of an earlier test brought up
+        dist.destroy_process_group()
     meeting = f"file://{target.parent}/meeting_{num_ranks}"
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_ranks)
     engine = make_engine(path)
