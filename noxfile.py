@@ -20,6 +20,8 @@ nox.options.sessions = ["tests", "vllm", "lint", "types", "build", "docs"]
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+FOR_TESTS = ("-e", ".[train,math,peft,s3,test]", "moto[server]>=5.2")
+"""moto is a server that speaks S3."""
 MEGATRON = ("torch", "numpy", "megatron-core==0.16.1", "psutil")
 """Megatron-core hangs in saving without psutil, which it does not ask for."""
 SKYPILOT = "skypilot[aws,gcp,kubernetes,slurm]==0.14.1"
@@ -53,7 +55,7 @@ def quickstart(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run every test that needs neither a GPU nor vLLM nor Slurm, but the longest."""
-    env = environment(session, "train", "-e", ".[train,math,peft,test]")
+    env = environment(session, "train", *FOR_TESTS)
     choice = "not vllm and not gpu and not long and not slurm and not sky and not cloud and not megatron"
     # Real runs wait for processes more than they compute; a file's tests share what one of them has made.
     side_by_side = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
@@ -66,7 +68,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def long(session: nox.Session) -> None:
     """Run the longest tests: every policy loss, advantage, correction and flow to what it promises, rarer faults."""
-    env = environment(session, "train", "-e", ".[train,math,peft,test]")
+    env = environment(session, "train", *FOR_TESTS)
     session.run(env / "python", "-m", "pytest", "-m", "long and not slurm", *session.posargs, env=ONE_THREAD)
 
 
@@ -83,7 +85,7 @@ def slurm(session: nox.Session) -> None:
 
     `-- -m 'slurm and not long'` leaves out the rarer faults.
     """
-    env = environment(session, "train", "-e", ".[train,math,peft,test]")
+    env = environment(session, "train", *FOR_TESTS)
     session.run(env / "python", "-m", "pytest", "-m", "slurm", *session.posargs, env=ONE_THREAD)
 
 
@@ -102,7 +104,7 @@ def cloud(session: nox.Session) -> None:
 @nox.session
 def megatron(session: nox.Session) -> None:
     """Read what the real Megatron-core saves, which lives in an environment of its own (minutes, on the CPU)."""
-    env = environment(session, "train", "-e", ".[train,math,peft,test]")
+    env = environment(session, "train", *FOR_TESTS)
     core = environment(session, "megatron", *MEGATRON)
     variables = {**ONE_THREAD, "RLCTL_MEGATRON": str(core / "python")}
     session.run(env / "python", "-m", "pytest", "-m", "megatron", *session.posargs, env=variables)
@@ -225,7 +227,7 @@ def with_verl(session: nox.Session) -> Path:
 
 def with_skypilot(session: nox.Session, marker: str) -> None:
     """Run the tests of that marker beside SkyPilot in an environment of its own, `.nox/sky`."""
-    env = environment(session, "train", "-e", ".[train,math,peft,test]")
+    env = environment(session, "train", *FOR_TESTS)
     skypilot = environment(session, "sky", SKYPILOT, "uv")
     variables = {**ONE_THREAD, "RLCTL_SKY": str(skypilot / "sky")}
     session.run(env / "python", "-m", "pytest", "-m", marker, *session.posargs, env=variables)

@@ -16,7 +16,9 @@ DEAD = {"actor worker 1": "died (its worker process has died)"}
 
 
 def crew(root: Path, dead: dict[str, str], engine_size: int = 1) -> Crew:
-    made = Crew(cast(WorkerSpec, None), cast(Any, type("Layout", (), {"engine_size": engine_size})), root / "roster")
+    made = Crew(
+        cast(WorkerSpec, None), cast(Any, type("Layout", (), {"engine_size": engine_size})), None, root / "roster"
+    )
     made._dead = lambda: dead
     made._members = dict.fromkeys([*(f"rollout worker {rank}" for rank in range(6)), "actor worker 0"])
     return made

@@ -174,13 +174,20 @@ def test_the_time_limit_saves_and_queues_again(desk: Desk, undisturbed: RunFiles
     check_same(files, undisturbed)
 
 
-def test_a_killed_worker_and_a_lost_node_cost_no_more_than_the_last_save(desk: Desk, undisturbed: RunFiles) -> None:
+def test_a_killed_worker_costs_no_more_than_the_last_save(desk: Desk, undisturbed: RunFiles) -> None:
     files = desk.launch("unlucky")
     desk.stop_at(files, 3)
     runs.kill(workers(files)["actor worker 1"])
     desk.let_go()
-    desk.until(files, lambda: runs.status(files)["step"] >= 8)
-    desk.hold.touch()
+    assert "queues again" not in desk.follow(files), "the same job goes on"
+    assert runs.status(files)["restarts"] == 1
+    check_same(files, undisturbed)
+
+
+@pytest.mark.long
+def test_a_node_that_ray_loses_costs_no_more_than_the_last_save(desk: Desk, undisturbed: RunFiles) -> None:
+    files = desk.launch("parted")
+    desk.stop_at(files, 8)
     raylet = psutil.Process(workers(files)["actor worker 1"]).parent()
     assert raylet is not None and raylet.name() == "raylet"
     raylet.kill()

@@ -53,7 +53,7 @@ def connect(config: RayConfig, *, needed: Resources, object_store_gib: float, wa
 
 def _start(*, deadline: float, **settings: Any) -> Any:
     """Start a private cluster. Ray gives its own processes 30 s, too little on a busy machine: try until `deadline`."""
-    _leave_the_usual_port_free()
+    _trim_ray()
     while True:
         try:
             return ray.init(address="local", **settings)
@@ -69,14 +69,17 @@ def _start(*, deadline: float, **settings: Any) -> Any:
                 ) from error
 
 
-def _leave_the_usual_port_free() -> None:
-    """Have the private cluster's agent take any free port.
+def _trim_ray() -> None:
+    """Have the private cluster's agent take any free port, and leave out what only other clusters need.
 
-    Ray gives every cluster's agent 52365, and one that is started later and finds it taken accepts no jobs. `ray.init`
-    has no argument for it, as `ray start` has.
+    Ray gives every cluster's agent 52365, and one that is started later and finds it taken accepts no jobs. Nobody adds
+    nodes to this cluster, and no driver prints its workers' logs: the processes for that cost seconds of start-up.
+    `ray.init` has no arguments for these, as `ray start` has.
     """
-    own_port = partialmethod(RayParams.__init__, dashboard_agent_listen_port=0)
-    RayParams.__init__ = own_port  # pyright: ignore[reportAttributeAccessIssue]
+    trimmed = partialmethod(
+        RayParams.__init__, dashboard_agent_listen_port=0, no_monitor=True, include_log_monitor=False
+    )
+    RayParams.__init__ = trimmed  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _join(address: str, timeout_s: float, quiet: dict[str, Any]) -> Any:

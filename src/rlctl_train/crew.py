@@ -60,9 +60,9 @@ class WorkersLost(UserError):
 class Crew:
     """Every worker of one run."""
 
-    def __init__(self, spec: WorkerSpec, layout: Layout, roster: Path) -> None:
+    def __init__(self, spec: WorkerSpec, layout: Layout, tokenizer: Any, roster: Path) -> None:
         """`roster` is the file that lists every worker and its process id."""
-        self._spec, self._layout, self._roster = spec, layout, roster
+        self._spec, self._layout, self._tokenizer, self._roster = spec, layout, tokenizer, roster
         self.engines: dict[str, list[Any]] = {}
         """The ranks of every model role."""
         self.rollouts: list[Any] = []
@@ -92,8 +92,8 @@ class Crew:
                 self.engines[role] = actors
         if config.reward is not None:
             make = ray.remote(ScoreWorker).options(num_cpus=SCORE_CPUS).remote
-            trusted = self._spec.trust_remote_code
-            self.scorer = self._keep("score worker", make(config, self._spec.tokenizer_path, trust_remote_code=trusted))
+            tokenizer = self._spec.tokenizer_path if self._spec.trust_remote_code else self._tokenizer
+            self.scorer = self._keep("score worker", make(config, tokenizer))
         generating = [start for ranks in self.rollout_engines() for start in _start_together(ranks)]
         for actors in self.engines.values():
             collect(_start_together(actors))

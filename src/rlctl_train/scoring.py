@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from rlctl_train.algos.dapo import overlong_penalty
 from rlctl_train.algos.gdpo import PART
@@ -22,16 +21,21 @@ from rlctl_train.registry import ALGOS, load
 from rlctl_train.rewards.pool import Grade, GradedSample, GraderPool
 from rlctl_train.stacks import Traceable
 from rlctl_train.telemetry.batch_metrics import batch_metrics
-from rlctl_train.workers import Layout
+
+if TYPE_CHECKING:  # importing either takes seconds
+    from transformers import PreTrainedTokenizerBase
+
+    from rlctl_train.workers import Layout
 
 
 class ScoreWorker(Traceable):
     """Decodes and grades responses, applies the KL penalty, and computes advantages."""
 
-    def __init__(self, config: RunConfig, tokenizer_path: str, *, trust_remote_code: bool) -> None:
+    def __init__(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase | str) -> None:
+        """`tokenizer` may be a path: one whose code comes with it does not travel as an object."""
         torch.set_num_threads(1)
         self._config = config
-        self._tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=trust_remote_code)
+        self._tokenizer = _load(tokenizer) if isinstance(tokenizer, str) else tokenizer
         self._pool = GraderPool(config.reward, config.grader) if config.reward is not None else None
         algo = config.algo
         self._algo = None if isinstance(algo, SftConfig) else load(ALGOS, algo.type)(algo)
@@ -162,3 +166,9 @@ def _grade_metrics(grades: Sequence[Grade]) -> dict[str, float]:
     for name in sorted({name for grade in grades for name in grade.parts}):
         metrics[f"reward/{name}"] = sum(grade.parts.get(name, 0.0) for grade in grades) / len(grades)
     return metrics
+
+
+def _load(path: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=True)

@@ -114,7 +114,7 @@ class Stage:
         self._loader = PromptLoader(
             self._materials.train_path, self._materials.tokenizer, config.data, config.seed, needs=_needs(config)
         )
-        self._crew = Crew(spec, lay_out(plan, config), self._files.logs / "workers.json")
+        self._crew = Crew(spec, lay_out(plan, config), self._materials.tokenizer, self._files.logs / "workers.json")
         self._restarts = context.restarts
         self._fleet = Fleet(self._crew, spec, self._status, self._restarts)
         self._run = Controller(self._crew, self._fleet, spec, self._materials, self._status, self._loader.next_batch)

@@ -48,11 +48,14 @@ class RemoteStore:
         self.place, self._keep, self._sleep = f"{url.rstrip('/')}/{run}/checkpoints", keep, sleep
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.place)
+            bucket = self._root.partition("/")[0]  # empty where paths begin at a root
+            if bucket and not self._fs.exists(bucket):
+                raise FileNotFoundError(f"there is no bucket {bucket!r}")  # `makedirs` would make it
             self._fs.makedirs(self._root, exist_ok=True)
             self._fs.pipe_file(f"{self._root}/{PROOF}", b"")
             self._fs.rm_file(f"{self._root}/{PROOF}")
         except ImportError as error:
-            remedy = "install it beside rlctl (s3fs for s3://, gcsfs for gs://, pyarrow for hdfs://)"
+            remedy = "install what speaks it (`rlctl[s3]` for s3://, gcsfs for gs://, pyarrow for hdfs://)"
             raise UserError(f"checkpoint.remote={url!r}: {error}", remedy, exit_code=PREFLIGHT) from error
         except Exception as error:  # the boundary to any file system there is, each with errors of its own
             raise UserError(
