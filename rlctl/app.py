@@ -24,6 +24,7 @@ COMMANDS = {
     "config": "rlctl.commands.config:app",
     "plan": "rlctl.commands.plan:app",
     "hw": "rlctl.commands.hw:app",
+    "profile": "rlctl.commands.profile:app",
     "calibrate": "rlctl.commands.calibrate:app",
     "doctor": "rlctl.commands.doctor:app",
     "env": "rlctl.commands.env:app",
@@ -43,6 +44,7 @@ HELP = {
     },
     "Look": {
         "hw": "Survey this machine.",
+        "profile": "Show where time and memory of a step go.",
         "calibrate": "Measure this machine by a short run, and correct its plans by it.",
         "doctor": "Examine this machine, and whether a run can start on it.",
         "env": "Print versions and environment, secrets removed.",

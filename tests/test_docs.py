@@ -103,5 +103,5 @@ def exists(words: list[str]) -> bool:
         return False
     command: Any = app.load(words[0])
     verbs = getattr(command, "commands", {})
-    bare_name = words[0] in ("preset", "plan")
+    bare_name = words[0] in ("preset", "plan", "profile")
     return not verbs or len(words) == 1 or words[1] in verbs or bare_name

@@ -29,6 +29,7 @@ from rlctl_train.data.loader import PromptRow, supervised_rows
 from rlctl_train.fleet import Fleet
 from rlctl_train.health import MismatchGates, check_logprob_gap
 from rlctl_train.prepare import Materials
+from rlctl_train.profiling.ranges import mark
 from rlctl_train.rollout.base import Sampling
 from rlctl_train.status import Status
 from rlctl_train.sync.relay import hand_over
@@ -406,7 +407,8 @@ class Controller:
 
     @contextmanager
     def _phase(self, phase: str, timing: str) -> Iterator[None]:
-        self._status.update(phase=phase)
         start = time.perf_counter()
-        yield
+        with mark(timing):
+            self._status.update(phase=phase)
+            yield
         self._add(f"timing_s/{timing}", time.perf_counter() - start)

@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rlctl_train.cluster import collect
 from rlctl_train.config.errors import FAILED, UserError
 from rlctl_train.config.layout import write_json
+from rlctl_train.config.profile import ProfileConfig
 from rlctl_train.memory_watch import by_phase, others_gib
 from rlctl_train.placement import SCORE_CPUS, Layout, actor_options, reserve, settle
 from rlctl_train.scoring import ScoreWorker
@@ -135,6 +136,22 @@ class Crew:
         metrics = {f"memory_gib/{name}": gib + self._beside() for name, gib in by_phase(usages).items()}
         allocated = [usage.allocated_gib for usage in usages if usage.allocated_gib is not None]
         return metrics | ({"perf/max_memory_allocated_gb": max(allocated)} if allocated else {})
+
+    def start_recording(self, config: ProfileConfig, folder: Path) -> None:
+        """Have every worker record what it does from here on, into files of a folder that all nodes see."""
+        kind = self._spec.device
+        asked = [
+            actor.start_recording.remote(config, role, rank, kind, folder)
+            for role, actors in {**self.engines, "rollout": self.rollouts}.items()
+            for rank, actor in enumerate(actors)
+        ]
+        if self.scorer is not None:
+            asked.append(self.scorer.start_recording.remote(config, "score", 0, "cpu", folder))
+        collect(asked)
+
+    def stop_recording(self) -> None:
+        """Have every worker write what it recorded."""
+        collect([actor.stop_recording.remote() for actor in self._members.values()])
 
     def lost(self, error: RayError) -> dict[str, str]:
         """Return which workers are lost, by name, and how, when that is why a call failed; else nothing."""

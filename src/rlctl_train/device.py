@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -50,6 +54,21 @@ def used_bytes(kind: str) -> int:
     """Return the bytes in use on the whole accelerator, by any process."""
     free, total = torch.get_device_module(kind).mem_get_info()
     return total - free
+
+
+@contextmanager
+def allocations(kind: str, path: Path, max_events: int) -> Iterator[None]:
+    """Have the allocator keep its last events in the body, and write its snapshot; nothing where it keeps none."""
+    if kind != "cuda":
+        yield
+        return
+    memory = torch.cuda.memory
+    memory._record_memory_history(max_entries=max_events)
+    try:
+        yield
+    finally:
+        memory._dump_snapshot(str(path))
+        memory._record_memory_history(enabled=None)
 
 
 def random_state(device: torch.device) -> Tensor:

@@ -15,9 +15,11 @@ from pathlib import Path
 import psutil
 
 from rlctl_train import device
+from rlctl_train.profiling.ranges import mark
 
 GIB = 2**30
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+STATM, PAGE = Path("/proc/self/statm"), os.sysconf("SC_PAGE_SIZE")
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
 
 
@@ -39,7 +41,7 @@ class Usage:
 
 @dataclass
 class MemoryWatch:
-    """Measure the phases of one process; `kind` is the torch device type."""
+    """Measure the phases of one process, each of which is a range too; `kind` is the torch device type."""
 
     kind: str
     _peaks: dict[str, float] = field(default_factory=dict)
@@ -52,14 +54,15 @@ class MemoryWatch:
         self._note()
         self._running.append(name)
         try:
-            yield
+            with mark(name):
+                yield
         finally:
             self._note()
             self._running.pop()
 
     def take(self) -> Usage:
         """Return the peaks since the last call."""
-        usage = Usage(_place(self.kind), self._peaks, self._idle())
+        usage = Usage(_place(self.kind), self._peaks, held_bytes(self.kind) / GIB)
         if self.kind != "cpu":
             usage = replace(usage, allocated_gib=self._allocated, used_gib=device.used_bytes(self.kind) / GIB)
         self._peaks, self._allocated = {}, 0.0
@@ -82,8 +85,12 @@ class MemoryWatch:
         self._allocated = max(self._allocated, allocated / GIB)
         return reserved / GIB
 
-    def _idle(self) -> float:
-        return _resident("VmRSS") if self.kind == "cpu" else device.reserved_bytes(self.kind) / GIB
+
+def held_bytes(kind: str) -> int:
+    """Return what this process holds now: on an accelerator torch's allocator, else the process in memory."""
+    if kind != "cpu":
+        return device.reserved_bytes(kind)
+    return int(STATM.read_text().split()[1]) * PAGE if STATM.exists() else 0
 
 
 def by_phase(usages: list[Usage]) -> dict[str, float]:

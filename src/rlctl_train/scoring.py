@@ -17,6 +17,8 @@ from rlctl_train.batch import Batch, gather
 from rlctl_train.config import RunConfig
 from rlctl_train.config.algo import DapoConfig, GdpoConfig, PpoConfig, SftConfig
 from rlctl_train.config.errors import UserError
+from rlctl_train.profiling.ranges import mark, marked
+from rlctl_train.profiling.recorder import Recordable
 from rlctl_train.registry import ALGOS, load
 from rlctl_train.rewards.pool import Grade, GradedSample, GraderPool
 from rlctl_train.stacks import Traceable
@@ -28,7 +30,7 @@ if TYPE_CHECKING:  # importing either takes seconds
     from rlctl_train.workers import Layout
 
 
-class ScoreWorker(Traceable):
+class ScoreWorker(Traceable, Recordable):
     """Decodes and grades responses, applies the KL penalty, and computes advantages."""
 
     def __init__(self, config: RunConfig, tokenizer: PreTrainedTokenizerBase | str) -> None:
@@ -45,6 +47,7 @@ class ScoreWorker(Traceable):
         longest = config.rollout.max_response_tokens
         self._overlong = overlong_penalty(algo, longest) if isinstance(algo, DapoConfig) else None
 
+    @marked("score")
     def score(
         self, rows: list[int], records: list[dict[str, Any]], layout: Layout, *parts: Batch
     ) -> tuple[Batch, dict[str, float]]:
@@ -60,7 +63,8 @@ class ScoreWorker(Traceable):
             )
             for i, record in enumerate(records)
         ]
-        grades = self._pool.score(samples)
+        with mark("grading"):
+            grades = self._pool.score(samples)
         score = torch.tensor([grade.score for grade in grades])
         correct = torch.tensor([_is_right(grade) for grade in grades]).float()
         rewards = torch.zeros(batch["response_mask"].shape)
@@ -90,6 +94,7 @@ class ScoreWorker(Traceable):
             "reward/greedy_baseline": float(score.mean()),
         }
 
+    @marked("resample")
     def resample(self, rows: list[int], seed: int, layout: Layout, *parts: Batch) -> list[int]:
         """Return the rows to learn from, drawn with replacement by `score`."""
         algo = self._config.algo
@@ -105,6 +110,7 @@ class ScoreWorker(Traceable):
         """Return 1 for what `score` found right and 0 for the rest, row by row."""
         return scored["correct"].tolist()
 
+    @marked("advantages")
     def advantages(self, rows: list[int], layout: Layout, *parts: Batch) -> tuple[Batch, dict[str, float]]:
         """Return columns `rewards`, `advantages` (and `returns`), and the metrics of the whole batch."""
         assert self._algo is not None
@@ -154,7 +160,7 @@ class ScoreWorker(Traceable):
 
     def _text(self, batch: Batch, row: int) -> str:
         ids = batch["response_ids"][row, : int(batch["response_len"][row])].tolist()
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _is_right(grade: Grade) -> bool:

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -31,6 +31,9 @@ from rlctl_train.data.loader import PromptLoader, PromptRow
 from rlctl_train.fleet import Fleet
 from rlctl_train.placement import lay_out
 from rlctl_train.prepare import Materials
+from rlctl_train.profiling.ranges import mark
+from rlctl_train.profiling.recorder import recorded
+from rlctl_train.profiling.steps import step_folder
 from rlctl_train.recovery import Restarts, losses_told
 from rlctl_train.registry import FLOWS, load
 from rlctl_train.saving import Saver
@@ -176,11 +179,14 @@ class Stage:
             yield
 
     def _one_step(self) -> None:
-        start = time.perf_counter()
-        rows = self._loader.next_batch(self._config.trainer.prompts_per_step)
-        self._flow(self._run, rows)
-        metrics = self._run.take_metrics() | self._fleet.memory()
-        seconds = time.perf_counter() - start
+        with self._recorded(), mark("step"):
+            start = time.perf_counter()
+            with mark("data"):
+                rows = self._loader.next_batch(self._config.trainer.prompts_per_step)
+            self._flow(self._run, rows)
+            with mark("memory"):
+                metrics = self._run.take_metrics() | self._fleet.memory()
+            seconds = time.perf_counter() - start
         tokens = metrics["perf/total_num_tokens"]
         self.totals.tokens += tokens
         self.totals.seconds += seconds
@@ -194,6 +200,14 @@ class Stage:
         if self._uploads is not None:
             metrics["health/remote_save_failures"] = float(self._uploads.failures)
         self._writer.log(self._run.step + self._offset, self._phase, metrics)
+
+    def _recorded(self) -> AbstractContextManager[None]:
+        """Record the step, where the run's profile says so."""
+        config, step = self._config.profile, self._run.step
+        if config is None or not config.first_step <= step <= config.last_step:
+            return nullcontext()
+        folder = step_folder(self._files.profile, step)
+        return recorded(config, folder, lambda: self._crew.start_recording(config, folder), self._crew.stop_recording)
 
     def _validate(self) -> float | None:
         """Measure on held-out prompts, write metrics and samples, return the accuracy (None without such prompts)."""
@@ -340,6 +354,7 @@ def warm_start_config(config: RunConfig, warm: WarmStartConfig) -> RunConfig:
             "reward": None,
             "trainer": trainer,
             "warm_start": None,
+            "profile": None,
             "validation": ValidationConfig(every_steps=0),
             "checkpoint": config.checkpoint.model_copy(update={"keep_best": 0, "remote": None}),
         }

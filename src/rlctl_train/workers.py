@@ -37,6 +37,8 @@ from rlctl_train.config.prime import PrimeConfig
 from rlctl_train.device import COLLECTIVES
 from rlctl_train.memory_watch import MemoryWatch, Usage
 from rlctl_train.prepare import Teacher
+from rlctl_train.profiling.ranges import mark
+from rlctl_train.profiling.recorder import Recordable
 from rlctl_train.registry import ENGINES, LOSSES, ROLLOUTS, load
 from rlctl_train.rollout.base import Peers, Sampling
 from rlctl_train.stacks import Traceable
@@ -72,7 +74,7 @@ class WorkerSpec:
         return self.config.model.type == "pretrained" and self.config.model.trust_remote_code
 
 
-class EngineWorker(Traceable):
+class EngineWorker(Traceable, Recordable):
     """One rank of one model role."""
 
     def __init__(self, spec: WorkerSpec, role: Role, rank: int, world: int) -> None:
@@ -198,10 +200,13 @@ class EngineWorker(Traceable):
         dtype = getattr(torch, dtype_name)
         checksum = Checksum(dtype)
         with self._memory.phase("weight_sync"):
-            for bucket in buckets(self._engine.weights(), int(self._spec.config.sync.bucket_mib * 2**20)):
+            size = int(self._spec.config.sync.bucket_mib * 2**20)
+            for number, bucket in enumerate(buckets(self._engine.weights(), size), start=1):
                 if self._rank == 0:
-                    checksum.add(bucket)
-                    yield pack(bucket, dtype)
+                    with mark(f"bucket {number}"):
+                        checksum.add(bucket)
+                        packed = pack(bucket, dtype)
+                    yield packed
             self._engine.offload()
         if self._rank == 0:
             yield checksum.hexdigest()
@@ -311,7 +316,7 @@ class EngineWorker(Traceable):
         return PolicyObjective(loss, algo, self._spec.config.rollout.max_response_tokens, entropy_coef)
 
 
-class RolloutWorker(Traceable):
+class RolloutWorker(Traceable, Recordable):
     """One rollout engine, or one rank of it where several split the model (`world` of them)."""
 
     def __init__(self, spec: WorkerSpec, rank: int, world: int) -> None:

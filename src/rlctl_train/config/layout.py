@@ -45,6 +45,8 @@ class RunFiles:
     """Totals, written at the end."""
     logs = property(lambda self: self.root / "logs")
     checkpoints = property(lambda self: self.root / "checkpoints")
+    profile = property(lambda self: self.root / "profile")
+    """What a profile recorded, one folder a step, and its report."""
     samples = property(lambda self: self.root / "samples")
     """Validation samples for reading, one file a validation."""
     model = property(lambda self: self.root / "model")

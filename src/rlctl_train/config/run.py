@@ -11,6 +11,7 @@ from rlctl_train.config.engine import EngineConfig, Fsdp2Config
 from rlctl_train.config.launch import LaunchConfig, LocalLaunch
 from rlctl_train.config.model import ModelConfig
 from rlctl_train.config.policy import Role
+from rlctl_train.config.profile import ProfileConfig
 from rlctl_train.config.reward import GraderConfig, RewardConfig
 from rlctl_train.config.rollout import HfRollout, RolloutConfig
 from rlctl_train.config.trainer import (
@@ -68,6 +69,8 @@ class RunConfig(Config):
     """Moving weights from trainer to rollout."""
     telemetry: TelemetryConfig = TelemetryConfig()
     """Where metrics go."""
+    profile: ProfileConfig | None = None
+    """Recording of a few steps, as `rlctl profile` asks for; unset records nothing."""
     ray: RayConfig = RayConfig()
     """The Ray cluster."""
     launch: LaunchConfig = LocalLaunch()

@@ -50,6 +50,7 @@ from rlctl_train.engines.sharding import (
     shard,
     sum_over_ranks,
 )
+from rlctl_train.profiling.ranges import mark
 
 Objective = Callable[[TokenOutputs, Batch, Counts], tuple[Tensor, dict[str, Tensor]]]
 
@@ -145,18 +146,22 @@ class Fsdp2Engine:
             logp, _ = self.logprobs(batch, temperature)
             batch = batch.with_columns(**objective.statistics(logp, batch, gather_over_ranks))
         shares: list[dict[str, Tensor]] = []
-        for rows in self._cut(batch):
-            if not rows:
-                self._empty_pass(temperature)
-                continue
-            micro = batch.rows(rows)
-            asked = _with_reference(self._lay_out(micro), micro)
-            there = {name: c.to(self._device) for name, c in micro.columns.items() if name != "ref_full_logp"}
-            micro = Batch(there, micro.records)
-            answers = self._ask(_with_candidates(asked, micro), temperature)
-            loss, metrics = objective(_in_place(answers, asked, micro), micro, counts)
-            loss.backward()
-            shares.append(metrics)
+        for number, rows in enumerate(self._cut(batch), start=1):
+            with mark(f"micro-batch {number}"):
+                if not rows:
+                    self._empty_pass(temperature)
+                    continue
+                with mark("forward"):
+                    micro = batch.rows(rows)
+                    asked = _with_reference(self._lay_out(micro), micro)
+                    there = {name: c.to(self._device) for name, c in micro.columns.items() if name != "ref_full_logp"}
+                    micro = Batch(there, micro.records)
+                    answers = self._ask(_with_candidates(asked, micro), temperature)
+                with mark("loss"):
+                    loss, metrics = objective(_in_place(answers, asked, micro), micro, counts)
+                with mark("backward"):
+                    loss.backward()
+                shares.append(metrics)
         return _add_up(shares)
 
     def optim_step(self) -> dict[str, float]:
@@ -304,10 +309,11 @@ class Fsdp2Engine:
         """
         answers: dict[str, Tensor] = {}
         with torch.no_grad():
-            for rows in self._cut(batch):
+            for number, rows in enumerate(self._cut(batch), start=1):
                 micro = batch.rows(rows) if rows else NOTHING
-                asked = self._lay_out(micro)
-                outputs = vars(_in_place(self._ask(asked, temperature, **wanted), asked, micro))
+                with mark(f"micro-batch {number}"):
+                    asked = self._lay_out(micro)
+                    outputs = vars(_in_place(self._ask(asked, temperature, **wanted), asked, micro))
                 if rows:
                     for name, value in outputs.items():
                         if value is not None:

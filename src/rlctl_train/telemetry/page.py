@@ -131,6 +131,12 @@ def choices(made: Sequence[Mapping[str, Any]]) -> str:
     return f"<h2>Plan</h2>\n{_table(_head('key', 'value', 'reason', 'origin'), rows)}"
 
 
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of plain text under a heading."""
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<h2>{escape(title)}</h2>\n{_table(_head(*columns), body)}"
+
+
 def details(title: str, data: Mapping[str, Any]) -> str:
     """Return a JSON document, folded up; nothing when it is empty."""
     if not data:

@@ -1,0 +1,70 @@
+"""A timeline: the ranges of one process with their times and the memory then held, as one JSON file.
+
+Times are nanoseconds of the unix clock, so that processes, and hosts whose clocks agree, fall on one axis.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+SUFFIX = ".ranges.json"
+
+
+@dataclass(frozen=True)
+class Range:
+    """One range of one process."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+    depth: int
+    """Ranges of the same thread around this one."""
+    bytes_before: int
+    """Memory that the process held when it began: on an accelerator torch's share of it, else the resident size."""
+    bytes_after: int
+
+    @property
+    def seconds(self) -> float:
+        return (self.end_ns - self.start_ns) / 1e9
+
+
+class Timeline:
+    """Records the ranges of this process; as a listener it is called with each name."""
+
+    def __init__(self, held_bytes: Callable[[], int]) -> None:
+        """`held_bytes` tells how much memory the process holds at a moment."""
+        self._held_bytes = held_bytes
+        self._depths = threading.local()
+        self.ranges: list[Range] = []
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Record the body."""
+        depth = getattr(self._depths, "now", 0)
+        self._depths.now = depth + 1
+        before, start = self._held_bytes(), time.time_ns()
+        try:
+            yield
+        finally:
+            end = time.time_ns()
+            self.ranges.append(Range(name, start, end, depth, before, self._held_bytes()))
+            self._depths.now = depth
+
+    def write(self, path: Path, **facts: Any) -> None:
+        """Write the ranges in the order they began, with facts about the process."""
+        ordered = sorted(self.ranges, key=lambda one: (one.start_ns, one.depth))
+        path.write_text(json.dumps({"schema_version": 1, **facts, "ranges": [asdict(one) for one in ordered]}))
+
+
+def read_ranges(path: Path) -> tuple[dict[str, Any], list[Range]]:
+    """Return the facts and the ranges of a file."""
+    content = json.loads(path.read_text())
+    ranges = [Range(**one) for one in content.pop("ranges")]
+    return content, ranges

@@ -1,0 +1,96 @@
+"""`rlctl profile`: what it asks of the run, what it refuses, and a real run from command to report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlctl import app
+from rlctl_train.config.layout import RunFiles
+from tests import runs
+
+
+@pytest.fixture(autouse=True)
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RLCTL_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RLCTL_RUNS_DIR", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def config_of(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert app.run(["profile", *words, "--dry-run", "-o", "json"]) == 0
+    return json.loads(capsys.readouterr().out)["config"]
+
+
+def test_the_run_is_bounded_and_records_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_of(capsys, "quickstart", "--steps", "2:4", "--roles", "actor,rollout", "--ranks", "0,1")
+    profile = config["profile"]
+    assert (profile["first_step"], profile["last_step"], config["trainer"]["num_steps"]) == (2, 4, 4)
+    assert (profile["roles"], profile["ranks"], profile["tool"]) == (["actor", "rollout"], [0, 1], "auto")
+    assert not config["checkpoint"]["export_hf"] and config["checkpoint"]["every_steps"] == 0
+    everything = config_of(capsys, "quickstart", "--ranks", "all", "seed=7", "profile.shapes=true")
+    assert (everything["profile"]["ranks"], everything["seed"], everything["profile"]["shapes"]) == ([], 7, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["--steps", "5:3"], "last_step=3 lies before first_step=5"),
+        (["--steps", "a"], "--steps 'a' is neither a step nor FIRST:LAST"),
+        (["--ranks", "x"], "--ranks 'x' is not a list of ranks"),
+        (["--roles", "actr"], "profile.roles"),
+        (["--tool", "gprof"], "profile.tool"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_persons_words(
+    words: list[str], what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.run(["profile", "quickstart", *words, "--dry-run"]) == 2
+    assert what in capsys.readouterr().err
+
+
+def test_a_run_without_a_profile_says_how_to_get_one(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = runs.make_run(at_home / "runs" / "plain")
+    files.status.write_text("{}")
+    assert app.run(["profile", "report", "plain"]) == 2
+    assert "rlctl profile PRESET" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_profile_of_ppo_on_two_ranks_adds_up_and_is_shown(at_home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(Path(__file__).with_name("digit_reward.py"), at_home)
+    config = runs.CONFIG | {
+        "reward": {"type": "custom", "path": "digit_reward.py:digits"},
+        "algo": {"type": "ppo"},
+        "trainer": {"num_devices": 2, "prompts_per_step": 8},
+    }
+    (at_home / "tiny.json").write_text(json.dumps(config))
+    recorded = ("--steps", "2:3", "--roles", "actor", "--ranks", "all")
+    assert app.run(["profile", "-c", "tiny.json", *recorded, "--name", "slow", "-y"]) == 0
+    said = capfd.readouterr()
+    files = RunFiles(at_home / "runs" / "slow")
+    assert "profile/report.html" in said.err and "step 3" in said.out
+    traced = sorted(file.name for file in files.profile.glob("step_000002/*.trace.json.gz"))
+    assert traced == ["actor-0.trace.json.gz", "actor-1.trace.json.gz"]
+    assert app.run(["profile", "report", "slow", "-o", "json"]) == 0
+    steps = json.loads(capfd.readouterr().out)["steps"]
+    assert [step["step"] for step in steps] == [2, 3]
+    for step in steps:
+        assert 0 <= step["between_s"] < 0.03 * step["seconds"], "the phases are the step"
+        phases = {phase["name"]: phase for phase in step["phases"]}
+        assert {"gen", "values", "update_actor", "update_critic", "update_weights"} <= set(phases)
+        assert set(phases["update_actor"]["busy_s"]) == {"actor 0", "actor 1"}
+        assert set(phases["reward"]["busy_s"]) == set(phases["adv"]["busy_s"]) == {"score 0"}
+        assert step["operations"]["actor 1"]["update_actor"][0]["seconds"] > 0
+        assert step["tokens_per_s"] > 0 and step["advice"]
+    names = {
+        one["name"] for one in json.loads((files.profile / "step_000003" / "actor-0.ranges.json").read_text())["ranges"]
+    }
+    assert {"actor_update", "micro-batch 1", "forward", "loss", "backward", "optimizer_step", "bucket 1"} <= names
+    assert app.run(["profile", "report", "slow", "--compare", "slow"]) == 0
+    assert "1.00x" in capfd.readouterr().out

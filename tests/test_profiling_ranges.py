@@ -1,0 +1,74 @@
+"""Ranges and timelines: nothing while nobody listens, nesting and memory while somebody does."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from rlctl_train.profiling.ranges import listening, mark, marked
+from rlctl_train.profiling.timeline import Timeline, read_ranges
+
+
+def test_a_range_that_nobody_hears_is_always_the_same_nothing() -> None:
+    assert mark("one") is mark("another")
+
+
+def test_every_listener_is_told_of_each_range_and_of_none_afterwards() -> None:
+    told: list[str] = []
+
+    @contextmanager
+    def listener(name: str) -> Iterator[None]:
+        told.append(f"+{name}")
+        yield
+        told.append(f"-{name}")
+
+    @marked("called")
+    def named(one: int, *, other: int) -> None:
+        told.append(f"{one} {other}")
+
+    timeline = Timeline(lambda: 0)
+    with listening(listener, timeline), mark("a"), mark("b"):
+        named(1, other=2)
+    with mark("c"):
+        pass
+    named(3, other=4)
+    assert told == ["+a", "+b", "+called", "1 2", "-called", "-b", "-a", "3 4"]
+    assert [one.name for one in timeline.ranges] == ["called", "b", "a"]
+
+
+def test_a_range_that_fails_is_kept_and_the_next_is_at_its_depth() -> None:
+    timeline = Timeline(lambda: 0)
+    with listening(timeline):
+        with pytest.raises(ValueError, match="broken"), mark("fails"):
+            raise ValueError("broken")
+        with mark("goes"):
+            pass
+    assert [(one.name, one.depth) for one in timeline.ranges] == [("fails", 0), ("goes", 0)]
+
+
+def test_a_timeline_keeps_order_depth_and_memory_and_comes_back_from_its_file(tmp_path: Path) -> None:
+    def aside() -> None:
+        with mark("aside"):
+            pass
+
+    held = iter(range(100))
+    timeline = Timeline(lambda: next(held))
+    with listening(timeline), mark("outer"):
+        with mark("first"):
+            pass
+        thread = threading.Thread(target=aside)
+        thread.start()
+        thread.join()
+        with mark("second"):
+            pass
+    timeline.write(tmp_path / "x.ranges.json", role="actor")
+    facts, ranges = read_ranges(tmp_path / "x.ranges.json")
+    assert facts == {"schema_version": 1, "role": "actor"}
+    assert [(one.name, one.depth) for one in ranges] == [("outer", 0), ("first", 1), ("aside", 0), ("second", 1)]
+    outer, first, _, second = ranges
+    assert (outer.bytes_before, first.bytes_before, first.bytes_after) == (0, 1, 2)
+    assert outer.start_ns <= first.start_ns <= first.end_ns <= second.start_ns <= second.end_ns <= outer.end_ns

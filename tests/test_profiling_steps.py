@@ -1,0 +1,168 @@
+"""What ranges add up to: phases, shares, overlap, waiting; and what a trace says of each phase."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlctl_train.config.errors import UserError
+from rlctl_train.config.layout import RunFiles
+from rlctl_train.profiling.advice import advise
+from rlctl_train.profiling.report import compare, summarize, write_page
+from rlctl_train.profiling.steps import StepProfile, merged, read_steps
+from rlctl_train.profiling.timeline import Range
+from rlctl_train.profiling.traces import kind_of, operations, read_events
+from tests.test_telemetry_report import Page
+
+MS = 1_000_000
+START = 1_700_000_000_000_000_000
+
+
+def ranges(*given: tuple[str, float, float, int]) -> list[dict[str, Any]]:
+    """Make ranges of (name, begin ms, end ms, depth)."""
+    made = [Range(n, START + int(b * MS), START + int(e * MS), d, 2**30, 2**31) for n, b, e, d in given]
+    return [vars(one) for one in made]
+
+
+def write(folder: Path, role: str, rank: int, made: list[dict[str, Any]]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"schema_version": 1, "role": role, "rank": rank, "host": "here", "device": "cpu"}
+    (folder / f"{role}-{rank}.ranges.json").write_text(json.dumps({**facts, "ranges": made}))
+
+
+def a_step(root: Path, actors: tuple[float, ...] = (990.0,)) -> Path:
+    """A step of a second: 600 ms generation, 10 ms nothing, the rest the update, which ends on each actor."""
+    folder = root / "profile" / "step_000003"
+    write(folder, "driver", 0, ranges(("step", 0, 1000, 0), ("gen", 0, 600, 1), ("update_actor", 610, 1000, 1)))
+    write(folder, "rollout", 0, ranges(("generation", 20, 580, 0)))
+    for rank, end in enumerate(actors):
+        write(folder, "actor", rank, ranges(("actor_update", 620, end, 0), ("micro-batch 1", 620, end - 100, 1)))
+    return folder
+
+
+def the_step(root: Path) -> StepProfile:
+    (step,) = read_steps(root / "profile")
+    return step
+
+
+def test_phases_and_what_lies_between_them_are_the_step(tmp_path: Path) -> None:
+    a_step(tmp_path)
+    step = the_step(tmp_path)
+    assert (step.step, step.seconds) == (3, pytest.approx(1.0))
+    assert [(p.name, p.seconds, p.share) for p in step.phases] == [
+        ("gen", pytest.approx(0.6), pytest.approx(0.6)),
+        ("update_actor", pytest.approx(0.39), pytest.approx(0.39)),
+    ]
+    assert sum(phase.seconds for phase in step.phases) + step.between_s == pytest.approx(step.seconds)
+    assert step.phases[0].busy_s == {"rollout 0": pytest.approx(0.56)}
+    assert {w.name: round(step.busy_share(w), 3) for w in step.workers} == {"actor 0": 0.37, "rollout 0": 0.56}
+    assert step.nobody == pytest.approx(1 - 0.56 - 0.37)
+    assert step.overlap == 0
+
+
+def test_two_roles_at_once_are_overlap_and_two_ranks_of_one_are_not(tmp_path: Path) -> None:
+    folder = a_step(tmp_path, actors=(990.0, 990.0))
+    assert the_step(tmp_path).overlap == 0
+    write(folder, "reference", 0, ranges(("logprobs", 500, 720, 0)))
+    assert the_step(tmp_path).overlap == pytest.approx((580 - 500 + 720 - 620) / 1000)
+
+
+def test_spans_that_touch_or_overlap_are_one() -> None:
+    assert merged([(5, 7), (0, 2), (2, 3), (6, 9)]) == [(0, 3), (5, 9)]
+
+
+def test_a_folder_without_a_whole_step_says_how_to_get_one(tmp_path: Path) -> None:
+    write(tmp_path / "profile" / "step_000003", "actor", 0, ranges(("logprobs", 0, 1, 0)))
+    with pytest.raises(UserError, match="holds no profiled step") as told:
+        read_steps(tmp_path / "profile")
+    assert "rlctl profile" in told.value.remedy
+
+
+def test_advice_names_the_largest_phase_the_longest_response_and_the_uneven_rank(tmp_path: Path) -> None:
+    a_step(tmp_path, actors=(990.0, 740.0))
+    metrics = {"response_length/max": 500.0, "response_length/mean": 100.0}
+    said = advise(the_step(tmp_path), metrics, {"gen": 0.1}, {"actor 0 in update_actor": 0.4})
+    assert said[0].startswith("generation is 60% of the step") and "500 tokens, 5.0 times the mean" in said[0]
+    assert any("the planner expected 0.1 s" in one for one in said)
+    assert any("the busiest actor rank works 0.37 s and the mean 0.245 s" in one for one in said)
+    assert any("40% of the time of actor 0 in update_actor is communication" in one for one in said)
+    even = advise(the_step(tmp_path), {}, {}, {})
+    assert "times the mean" not in even[0] and not any("planner" in one for one in even)
+
+
+def event(name: str, begin: float, length: float, category: str = "cpu_op", thread: int = 1) -> dict[str, Any]:
+    return {"ph": "X", "cat": category, "name": name, "pid": 7, "tid": thread, "ts": begin, "dur": length}
+
+
+def write_trace(path: Path, *events: dict[str, Any]) -> None:
+    content = {"baseTimeNanoseconds": START, "traceEvents": [{"ph": "M", "name": "process_name"}, *events]}
+    path.write_bytes(gzip.compress(json.dumps(content).encode()))
+
+
+def test_an_operation_has_its_own_time_in_the_phase_it_began_in(tmp_path: Path) -> None:
+    path = tmp_path / "t.json.gz"
+    write_trace(
+        path,
+        event("aten::linear", 0, 100),
+        event("aten::addmm", 10, 60),
+        event("aten::copy_", 20, 10),
+        event("aten::linear", 200, 50),
+        event("aten::mul", 0, 30, thread=2),
+        event("gen", 0, 300, "user_annotation"),
+    )
+    found = operations(read_events(path), [(START, START + 150_000)])
+    assert [(one.name, one.calls, round(one.seconds * 1e6), one.kind) for one in found] == [
+        ("aten::addmm", 1, 50, "compute"),
+        ("aten::linear", 1, 40, "compute"),
+        ("aten::mul", 1, 30, "compute"),
+        ("aten::copy_", 1, 10, "copy"),
+    ]
+
+
+def test_on_a_device_kernels_count_and_the_host_that_launches_them_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "t.json.gz"
+    write_trace(
+        path, event("aten::mm", 0, 5), event("sgemm", 3, 40, "kernel"), event("Memcpy HtoD", 50, 5, "gpu_memcpy")
+    )
+    found = operations(read_events(path), [(START, START + 10**9)])
+    assert [(one.name, one.kind) for one in found] == [("sgemm", "compute"), ("Memcpy HtoD", "copy")]
+    assert [kind_of(n) for n in ("ncclDevKernel_AllGather", "gloo:all_reduce", "c10d::_allgather_base_")] == 3 * [
+        "communication"
+    ]
+
+
+def test_the_report_says_it_all_and_fetches_nothing(tmp_path: Path) -> None:
+    folder = a_step(tmp_path)
+    write_trace(folder / "actor-0.trace.json.gz", event("aten::<mm>", 700_000, 100_000))
+    files = RunFiles(tmp_path)
+    line = {"step": 3, "phase": "train", "time": 0.0, "perf/total_num_tokens": 1234.0}
+    files.metrics.write_text(json.dumps(line) + "\n")
+    summary = summarize(files, {"gen": 0.5})
+    assert summary["steps"][0]["tokens_per_s"] == pytest.approx(1234)
+    assert summary["steps"][0]["operations"] == {
+        "actor 0": {
+            "update_actor": [{"name": "aten::<mm>", "kind": "compute", "calls": 1, "seconds": pytest.approx(0.1)}]
+        }
+    }
+    text = write_page(files, summary).read_text()
+    page = Page(text)
+    assert page.fetched == [] and page.tags.count("svg") == 2
+    assert "aten::<mm>" in page.text and "between phases" in page.text and "Generation is 60% of the step" in page.text
+
+
+def test_two_profiles_are_held_against_each_other_by_phase() -> None:
+    def one(seconds: float, **phases: float) -> dict[str, Any]:
+        return {"seconds": seconds, "phases": [{"name": name, "seconds": s} for name, s in phases.items()]}
+
+    first = {"steps": [one(9.0, gen=7.0), one(2.0, gen=1.0, ref=0.5), one(3.0, gen=2.0, ref=0.6)]}
+    second = {"steps": [one(1.5, gen=1.0, values=0.1)]}
+    assert compare(first, second) == [
+        {"phase": "step", "first_s": 3.0, "second_s": 1.5, "times": 0.5},
+        {"phase": "gen", "first_s": 2.0, "second_s": 1.0, "times": 0.5},
+        {"phase": "ref", "first_s": 0.55, "second_s": None, "times": None},
+        {"phase": "values", "first_s": None, "second_s": 0.1, "times": None},
+    ]
