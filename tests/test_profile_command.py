@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -94,3 +95,44 @@ def test_a_profile_of_ppo_on_two_ranks_adds_up_and_is_shown(at_home: Path, capfd
     assert {"actor_update", "micro-batch 1", "forward", "loss", "backward", "optimizer_step", "bucket 1"} <= names
     assert app.run(["profile", "report", "slow", "--compare", "slow"]) == 0
     assert "1.00x" in capfd.readouterr().out
+
+
+STAND_IN = """#!/bin/sh
+# In place of Nsight Systems: runs what it is given, and writes its report once that has ended.
+[ "$1" = profile ] || { echo "no such switch here" >&2; exit 2; }
+shift
+while :; do
+    case "$1" in
+        --output=*) output=${1#--output=}; shift ;;
+        --*) shift ;;
+        *) break ;;
+    esac
+done
+"$@"
+sleep 1
+echo "$@" > "$output.nsys-rep"
+"""
+
+
+@pytest.mark.long
+def test_nsys_goes_around_the_chosen_worker_and_its_report_is_awaited(
+    at_home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for nsys; what is asked of the real one is held against its manual in test_profiling_tools."""
+    program = at_home / "bin" / "nsys"
+    program.parent.mkdir()
+    program.write_text(STAND_IN)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    shutil.copy(Path(__file__).with_name("digit_reward.py"), at_home)
+    config = runs.CONFIG | {"reward": {"type": "custom", "path": "digit_reward.py:digits"}}
+    (at_home / "tiny.json").write_text(json.dumps(config))
+    asked = ("--steps", "1:2", "--tool", "nsys", "--roles", "actor", "--name", "under", "-y")
+    assert app.run(["profile", "-c", "tiny.json", *asked]) == 0
+    said = capfd.readouterr()
+    files = RunFiles(at_home / "runs" / "under")
+    (report,) = files.profile.glob("*.nsys-rep")
+    assert report.name == "actor-0.nsys-rep" and "default_worker.py" in report.read_text()
+    assert "cannot export" in said.err and "no such switch here" in said.err
+    assert "profile: nsys: profile.tool names it" in files.driver_log.read_text()
+    assert "update_actor" in said.out

@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlctl import render
+from rlctl import planning, render
 from rlctl.follow import Tail, Watch
 from rlctl.launchers.base import TERMS, Launcher, Order
+from rlctl.leaner import leaner
 from rlctl.rundir import Run, Status
 from rlctl.settings import Settings
-from rlctl_train.config.errors import FAILED, INTERRUPTED
+from rlctl_train.config import RunConfig
+from rlctl_train.config.errors import FAILED, INTERRUPTED, OUT_OF_MEMORY
 
 POLL_S = 0.2
 KILL_AFTER_S = 15.0
@@ -76,9 +78,23 @@ def advise(run: Run, status: Status) -> None:
         render.say(f"saved: `rlctl runs resume {run.name}` continues at step {status.step}")
     elif status.error is not None:
         render.error(f"run {run.name} failed: {status.error['what']}", status.error["remedy"])
+        if status.error.get("kind") == OUT_OF_MEMORY:
+            _say_leaner(run)
     elif status.state in ("lost", "failed"):
         what = f"the driver of {run.name} is gone without a word (killed, or out of memory)"
         render.error(what, f"read {run.files.driver_log}, then continue with `rlctl runs resume {run.name}`")
+
+
+def _say_leaner(run: Run) -> None:
+    """Name the nearest settings that need less memory."""
+    config = RunConfig.model_validate(run.config())
+    found = leaner(planning.workload_of(config), planning.machine_of(config.launch), run.plan())
+    if found is None:
+        render.say("no setting that the planner knows needs less: a larger device, more of them, or a smaller model")
+        return
+    settings = " ".join(f"{key}={str(value).lower()}" for key, value in found.settings.items())
+    render.say(f"needs less, as planned for {found.share:.0%} of the memory:")
+    render.say(f"  rlctl runs resume {run.name} {settings}")
 
 
 def _say_done(run: Run) -> None:

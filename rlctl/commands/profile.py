@@ -146,6 +146,8 @@ def _show(run: Run, output: render.Output) -> None:
         for sentence in step["advice"]:
             render.text(f"- {sentence}")
     render.say(f"\n{page}   # the same with pictures, for a browser")
+    for reason in summary["unread"]:
+        render.note(reason)
     for trace in summary["traces"]:
         render.say(f"{trace}   # open it at {PERFETTO}")
 

@@ -30,6 +30,9 @@ from rlctl_train.config.launch_base import Elsewhere
 app = typer.Typer(cls=HelpfulGroup, rich_markup_mode=None, help="List, show, follow, stop, resume and compare runs.")
 
 LOG_POLL_S = 0.2
+STACKS = "stacks-*.txt"
+STACKS_WITHIN_S = 90.0
+"""The driver looks every second, and reading all workers' stacks takes a while."""
 
 
 def _names() -> list[str]:
@@ -217,6 +220,32 @@ def resume(
             render.say(f"  what drove it so far is kept in {kept}")
     rundir.start(run, order)
     raise typer.Exit(_watch.hand_over(run, launcher, detach=detach))
+
+
+@app.command()
+def stacks(name: RunArgument) -> None:
+    """Print where every thread of a live run is: the driver and all its workers."""
+    run = _find(name)
+    job = run.job()
+    if job is None or not run.is_live():
+        raise UserError(f"run {run.name!r} is not running", f"`rlctl runs show {run.name}` says how it stands")
+    if "folder" in job.facts or job.launcher == "cloud":
+        remedy = "log in there and run `py-spy dump --pid PID` for the processes in logs/workers.json"
+        raise UserError(f"the folder of {run.name!r} is on another machine, where nobody can ask from here", remedy)
+    before = set(run.files.logs.glob(STACKS))
+    run.files.stacks_wanted.touch()
+    deadline = time.monotonic() + STACKS_WITHIN_S
+    while not (made := set(run.files.logs.glob(STACKS)) - before):
+        if time.monotonic() > deadline or not run.is_live():
+            run.files.stacks_wanted.unlink(missing_ok=True)
+            what = f"the driver of {run.name!r} did not answer within {STACKS_WITHIN_S:g} s"
+            raise UserError(
+                what, "it may still be starting; `py-spy dump --pid PID` reads it from outside", exit_code=FAILED
+            )
+        time.sleep(LOG_POLL_S)
+    (path,) = made
+    render.text(path.read_text())
+    render.say(f"kept in {path}")
 
 
 @app.command()

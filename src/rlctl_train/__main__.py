@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 
 from rlctl_train.config import RunConfig
-from rlctl_train.config.errors import FAILED, INTERRUPTED, OK, USAGE
+from rlctl_train.config.errors import FAILED, INTERRUPTED, OK, OUT_OF_MEMORY, USAGE
 from rlctl_train.config.layout import RunFiles
 from rlctl_train.config.trainer import PROCESS_ENVIRONMENT
 from rlctl_train.status import Status
@@ -34,9 +34,10 @@ def main() -> int:
     _set_environment(config)
     status = Status(files, config.trainer.num_steps)
     # Imported only now: Ray reads its authentication settings when it is imported.
-    from rlctl_train.driver import drive, explain
+    from rlctl_train.driver import drive, explain, plan_of
     from rlctl_train.telemetry.report import write_report
     from rlctl_train.training import StopFlag, Stopped
+    from rlctl_train.triage import ran_out, triage
 
     stop = StopFlag()
     stop.listen()
@@ -49,8 +50,9 @@ def main() -> int:
         status.end("stopped", INTERRUPTED, UNSAVED)
     except Exception as error:  # the process boundary: whatever went wrong ends in the status file
         traceback.print_exc()
-        problem = explain(error)
-        status.end("failed", problem.exit_code, {"what": problem.what, "remedy": problem.remedy})
+        problem = triage(error, status, plan_of(files)) if ran_out(error) else explain(error)
+        kind = {"kind": OUT_OF_MEMORY} if ran_out(error) else {}
+        status.end("failed", problem.exit_code, {"what": problem.what, "remedy": problem.remedy, **kind})
         print(f"error: {problem.what}\n  -> {problem.remedy}", file=sys.stderr)
     write_report(files)
     return status.exit_code

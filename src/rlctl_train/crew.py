@@ -28,6 +28,7 @@ from rlctl_train.config.layout import write_json
 from rlctl_train.config.profile import ProfileConfig
 from rlctl_train.memory_watch import by_phase, others_gib
 from rlctl_train.placement import SCORE_CPUS, Layout, actor_options, reserve, settle
+from rlctl_train.profiling.tools import Profiling
 from rlctl_train.scoring import ScoreWorker
 from rlctl_train.stacks import Whereabouts, read_stacks
 from rlctl_train.workers import EngineWorker, RolloutWorker, WorkerSpec
@@ -61,9 +62,12 @@ class WorkersLost(UserError):
 class Crew:
     """Every worker of one run."""
 
-    def __init__(self, spec: WorkerSpec, layout: Layout, tokenizer: Any, roster: Path) -> None:
+    def __init__(
+        self, spec: WorkerSpec, layout: Layout, tokenizer: Any, roster: Path, profiling: Profiling | None = None
+    ) -> None:
         """`roster` is the file that lists every worker and its process id."""
         self._spec, self._layout, self._tokenizer, self._roster = spec, layout, tokenizer, roster
+        self._profiling = profiling
         self.engines: dict[str, list[Any]] = {}
         """The ranks of every model role."""
         self.rollouts: list[Any] = []
@@ -92,7 +96,7 @@ class Crew:
             else:
                 self.engines[role] = actors
         if config.reward is not None:
-            make = ray.remote(ScoreWorker).options(num_cpus=SCORE_CPUS).remote
+            make = ray.remote(ScoreWorker).options(num_cpus=SCORE_CPUS, **self._around("score", 0)).remote
             tokenizer = self._spec.tokenizer_path if self._spec.trust_remote_code else self._tokenizer
             self.scorer = self._keep("score worker", make(config, tokenizer))
         generating = [start for ranks in self.rollout_engines() for start in _start_together(ranks)]
@@ -121,7 +125,11 @@ class Crew:
         return [self.rollouts[rank] for rank in ranks]
 
     def stop(self) -> None:
-        """End every worker and give its devices back."""
+        """End every worker and give its devices back; profilers around workers are let write first."""
+        if self._profiling is not None and self._profiling.wrapped:
+            for actor in self._members.values():
+                actor.__ray_terminate__.remote()  # by itself, where a kill would leave nothing to write
+            self._profiling.await_reports()
         for actor in self._members.values():
             ray.kill(actor)
         if self._group is not None:
@@ -202,8 +210,13 @@ class Crew:
         assert self._group is not None
         kind: Any = RolloutWorker if role == "rollout" else EngineWorker
         arguments = (self._told, rank % size, size) if role == "rollout" else (self._told, role, rank, len(slots))
-        options = actor_options(self._layout, self._group, slots[rank])
+        options = actor_options(self._layout, self._group, slots[rank]) | self._around(role, rank)
         return self._keep(f"{role} worker {rank}", ray.remote(kind).options(**options).remote(*arguments))
+
+    def _around(self, role: str, rank: int) -> dict[str, Any]:
+        """Return the Ray option that starts a worker under the profiler that is to record it."""
+        command = None if self._profiling is None else self._profiling.around(role, rank)
+        return {} if command is None else {"runtime_env": {"py_executable": command}}
 
     def _keep(self, name: str, actor: Any) -> Any:
         self._ended.pop(name, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -69,6 +69,25 @@ def allocations(kind: str, path: Path, max_events: int) -> Iterator[None]:
     finally:
         memory._dump_snapshot(str(path))
         memory._record_memory_history(enabled=None)
+
+
+def vendor_range(name: str) -> AbstractContextManager[object]:
+    """Return a range that NVIDIA's and AMD's profilers show: NVTX, on ROCm roctx under the same name in torch."""
+    return torch.cuda.nvtx.range(name) if torch.cuda.is_available() else nullcontext()
+
+
+@contextmanager
+def vendor_capture(kind: str) -> Iterator[None]:
+    """Have a profiler around this process that waits for it record the body."""
+    if kind != "cuda":
+        yield
+        return
+    torch.cuda.profiler.start()
+    try:
+        yield
+    finally:
+        synchronize(kind)
+        torch.cuda.profiler.stop()
 
 
 def random_state(device: torch.device) -> Tensor:

@@ -47,7 +47,7 @@ def _through_losses(
 ) -> None:
     """Train and finish, through losses of workers as many as it may bear."""
     start = time.time()
-    plan = Plan.from_json(json.loads(files.plan.read_text()))
+    plan = plan_of(files)
     materials = prepare(files, config)
     restarts = Restarts(config.launch.max_restarts, status)
     while True:
@@ -118,6 +118,7 @@ def _train(context: Context, start: float) -> None:
     totals = stage.train()
     if context.config.checkpoint.export_hf:
         stage.export(context.files.hf)
+    stage.end()
     _finish(context, totals, time.time() - start)
 
 
@@ -135,6 +136,7 @@ def _warm_start(context: Context) -> Context:
         stage = Stage(inner, phase="warm_start", metric_offset=_warm_start_offset(warm))
         stage.train()
         stage.export(folder.hf)
+        stage.end()
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
     return replace(context, materials=replace(context.materials, model_path=str(folder.hf)))
 
@@ -157,6 +159,11 @@ def _finish(context: Context, totals: Totals, seconds: float) -> None:
             "tokens_per_s": round(totals.tokens / totals.seconds, 1) if totals.seconds else None,
         },
     )
+
+
+def plan_of(files: RunFiles) -> Plan:
+    """Return the plan of a run folder."""
+    return Plan.from_json(json.loads(files.plan.read_text()))
 
 
 def explain(error: Exception) -> UserError:

@@ -43,6 +43,11 @@ class Status:
         self.last_progress = time.monotonic()
 
     @property
+    def phase(self) -> str:
+        """What the run is doing."""
+        return self._fields["phase"]
+
+    @property
     def is_setup(self) -> bool:
         """Whether workers start, or wait for the devices to do so."""
         return self._fields["phase"] == SETUP

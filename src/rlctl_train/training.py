@@ -34,6 +34,7 @@ from rlctl_train.prepare import Materials
 from rlctl_train.profiling.ranges import mark
 from rlctl_train.profiling.recorder import recorded
 from rlctl_train.profiling.steps import step_folder
+from rlctl_train.profiling.tools import Profiling
 from rlctl_train.recovery import Restarts, losses_told
 from rlctl_train.registry import FLOWS, load
 from rlctl_train.saving import Saver
@@ -117,7 +118,9 @@ class Stage:
         self._loader = PromptLoader(
             self._materials.train_path, self._materials.tokenizer, config.data, config.seed, needs=_needs(config)
         )
-        self._crew = Crew(spec, lay_out(plan, config), self._materials.tokenizer, self._files.logs / "workers.json")
+        self._profiling = Profiling(config.profile, plan.device, self._files.profile) if config.profile else None
+        roster = self._files.logs / "workers.json"
+        self._crew = Crew(spec, lay_out(plan, config), materials.tokenizer, roster, self._profiling)
         self._restarts = context.restarts
         self._fleet = Fleet(self._crew, spec, self._status, self._restarts)
         self._run = Controller(self._crew, self._fleet, spec, self._materials, self._status, self._loader.next_batch)
@@ -162,13 +165,16 @@ class Stage:
         return self.totals
 
     def export(self, folder: Path) -> None:
-        """Write the trained policy as a Hugging Face folder and end the workers."""
+        """Write the trained policy as a Hugging Face folder."""
         if not folder.exists():
             with self._watched():
                 latest, probe = self._store.latest(), self._run.probe()
                 if not probe["sequences"] and latest is not None:  # all was trained before a resume
                     probe = read_probe(latest) or probe
                 self._run.export(folder, probe)
+
+    def end(self) -> None:
+        """End the workers."""
         self._crew.stop()
 
     @contextmanager
@@ -203,8 +209,11 @@ class Stage:
 
     def _recorded(self) -> AbstractContextManager[None]:
         """Record the step, where the run's profile says so."""
-        config, step = self._config.profile, self._run.step
-        if config is None or not config.first_step <= step <= config.last_step:
+        step = self._run.step
+        if self._profiling is None:
+            return nullcontext()
+        config = self._profiling.config
+        if not config.first_step <= step <= config.last_step:
             return nullcontext()
         folder = step_folder(self._files.profile, step)
         return recorded(config, folder, lambda: self._crew.start_recording(config, folder), self._crew.stop_recording)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 OK, FAILED, USAGE, DOES_NOT_FIT, PREFLIGHT, LAUNCH, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 
+OUT_OF_MEMORY = "out of memory"
+"""Kind of an error in the status file."""
+
 
 class UserError(Exception):
     """A failure a person can mend. `exit_code` is one of the constants of this module."""

@@ -44,6 +44,8 @@ class RunFiles:
     summary = property(lambda self: self.root / "summary.json")
     """Totals, written at the end."""
     logs = property(lambda self: self.root / "logs")
+    stacks_wanted = property(lambda self: self.root / "logs" / "stacks.wanted")
+    """Made by whoever wants to know where every thread is; the driver answers with logs/stacks-TIME.txt."""
     checkpoints = property(lambda self: self.root / "checkpoints")
     profile = property(lambda self: self.root / "profile")
     """What a profile recorded, one folder a step, and its report."""

@@ -4,20 +4,52 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rlctl_train.config.base import Choices, Config
 
-Tool = Literal["auto", "torch", "memory", "ranges"]
+Tool = Literal["auto", "ranges", "torch", "memory", "nsys", "rocprof"]
 TOOLS = Choices(
     {
-        "auto": "torch",
+        "auto": "nsys on CUDA and rocprof on ROCm where the program is on PATH, torch elsewhere",
+        "ranges": "nothing but phases and the ranges inside them, which costs next to nothing",
         "torch": "torch.profiler: every operation and kernel, as a trace for Perfetto",
         "memory": "torch.profiler with allocations; on CUDA the allocator's own history too",
-        "ranges": "nothing but phases and the ranges inside them, which costs next to nothing",
+        "nsys": "NVIDIA Nsight Systems around each worker",
+        "rocprof": "AMD's rocprofv3 around each worker",
     }
 )
 Profiled = Literal["actor", "reference", "critic", "reward_model", "teacher", "rollout", "score"]
+NsysTrace = Literal["cuda", "cuda-hw", "nvtx", "cublas", "cublas-verbose", "cudnn", "cusparse", "osrt", "mpi", "ucx"]
+RocprofTrace = Literal["kernel", "marker", "memory-copy", "rccl", "hip", "hsa", "sys"]
+
+
+class NsysConfig(Config):
+    """Options of `nsys profile`, by its own names."""
+
+    trace: tuple[NsysTrace, ...] = ("cuda", "nvtx", "cublas", "cudnn")
+    """What is traced."""
+    cuda_memory_usage: bool = True
+    """Track the memory that CUDA hands out."""
+    cuda_graph_trace: Annotated[
+        Literal["graph", "node"], Choices({"graph": "a graph is one event", "node": "every kernel in it; costs more"})
+    ] = "graph"
+    """How CUDA graphs, in which rollout engines run, are shown."""
+    sample: Annotated[
+        Literal["none", "process-tree"], Choices({"none": "not at all", "process-tree": "this worker and its children"})
+    ] = "none"
+    """Sampling of the host's stacks."""
+    python_sampling: bool = False
+    """Sample Python's stacks too."""
+    delay_s: PositiveFloat | None = None
+    """Seconds after the worker's start before which nothing is recorded; unset records whenever a step says so."""
+
+
+class RocprofConfig(Config):
+    """Options of `rocprofv3`, by its own names."""
+
+    trace: tuple[RocprofTrace, ...] = ("kernel", "marker", "memory-copy", "rccl")
+    """What is traced, each `--NAME-trace`."""
 
 
 class ProfileConfig(Config):
@@ -34,9 +66,13 @@ class ProfileConfig(Config):
     ranks: tuple[NonNegativeInt, ...] = (0,)
     """Ranks of each role that are recorded by the tool; empty means all."""
     shapes: bool = False
-    """Record the shapes of every operation's arguments."""
+    """Record the shapes of every operation's arguments (torch.profiler)."""
     stacks: bool = False
-    """Record the Python stack of every operation; traces grow several times."""
+    """Record the Python stack of every operation (torch.profiler); traces grow several times."""
+    nsys: NsysConfig = NsysConfig()
+    """Options of Nsight Systems."""
+    rocprof: RocprofConfig = RocprofConfig()
+    """Options of rocprofv3."""
 
     @model_validator(mode="after")
     def _check(self) -> ProfileConfig:

@@ -17,6 +17,7 @@ from rlctl_train.config.profile import ProfileConfig
 from rlctl_train.memory_watch import held_bytes
 from rlctl_train.profiling.ranges import listening
 from rlctl_train.profiling.timeline import SUFFIX, Timeline
+from rlctl_train.profiling.tools import PROGRAMS, chosen
 from rlctl_train.profiling.traces import TRACE
 
 SNAPSHOT = ".snapshot.pickle"
@@ -38,8 +39,7 @@ class Recorder:
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / f"{self._role}-{self._rank}"
         self._open.enter_context(self._ranges(target))
-        roles, ranks = self._config.roles, self._config.ranks
-        if (not roles or self._role in roles) and (not ranks or self._rank in ranks):
+        if chosen(self._config, self._role, self._rank):
             for context in self._tools(target):
                 self._open.enter_context(context)
 
@@ -57,6 +57,10 @@ class Recorder:
 
     def _tools(self, target: Path) -> Iterator[AbstractContextManager[object]]:
         if self._config.tool == "ranges":
+            return
+        if self._config.tool in PROGRAMS:
+            yield listening(device.vendor_range)
+            yield device.vendor_capture(self._kind)
             return
         yield _traced(self._config, self._kind, target.with_name(target.name + TRACE))
         if self._config.tool == "memory":

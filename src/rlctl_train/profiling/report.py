@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rlctl_train.config.errors import UserError
 from rlctl_train.config.layout import RunFiles
-from rlctl_train.profiling import picture
+from rlctl_train.profiling import nsys, picture, rocprof
 from rlctl_train.profiling.advice import advise
 from rlctl_train.profiling.steps import StepProfile, Worker, read_steps, step_folder
 from rlctl_train.profiling.traces import TRACE, Operation, operations, read_events
@@ -26,6 +27,7 @@ def summarize(files: RunFiles, predicted_s: Mapping[str, float]) -> dict[str, An
 
     Seconds and shares of each phase are those of the driver; `busy_s` of each worker are what it was at work in it.
     """
+    unread = _exported(files.profile)
     metrics = {line["step"]: line for line in read_metrics(files.metrics) if line.get("phase") == "train"}
     steps = []
     for step in read_steps(files.profile):
@@ -68,7 +70,7 @@ def summarize(files: RunFiles, predicted_s: Mapping[str, float]) -> dict[str, An
             }
         )
     traces = sorted(str(file) for file in files.profile.rglob(f"*{TRACE}"))
-    return {"run": files.root.name, "steps": steps, "traces": traces}
+    return {"run": files.root.name, "steps": steps, "traces": traces, "unread": unread}
 
 
 def write_page(files: RunFiles, summary: Mapping[str, Any]) -> Path:
@@ -110,11 +112,24 @@ def _phase_medians(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def _operations(files: RunFiles, step: StepProfile, worker: Worker) -> dict[str, list[Operation]]:
     """Return what a worker's trace shows, by phase; nothing where the tool did not record it."""
     path = step_folder(files.profile, step.step) / f"{worker.role}-{worker.rank}{TRACE}"
-    if not path.exists():
-        return {}
-    events = read_events(path)
+    exports = files.profile.glob(f"{worker.role}-{worker.rank}*{nsys.EXPORT}")
+    events = [event for export in exports for event in nsys.read_export(export, worker.ranges)]
+    events += rocprof.read_csv(files.profile, f"{worker.role}-{worker.rank}", worker.ranges)
+    if path.exists():
+        events += read_events(path)
     found = {phase.name: operations(events, phase.spans) for phase in step.phases}
     return {name: made for name, made in found.items() if made}
+
+
+def _exported(folder: Path) -> list[str]:
+    """Make what reports of Nsight Systems need to be read; return why not, where that fails."""
+    unread = []
+    for report in sorted(folder.glob(f"*{nsys.REPORT}")):
+        try:
+            nsys.export(report)
+        except UserError as error:
+            unread.append(f"{error.what}: {error.remedy}")
+    return unread
 
 
 def _communication(traced: Mapping[str, Mapping[str, list[Operation]]]) -> dict[str, float]:

@@ -1,0 +1,141 @@
+"""Which tool records, why, and the command that a worker runs under where the tool is a program around it."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rlctl_train.config.layout import write_json
+from rlctl_train.config.profile import ProfileConfig, Tool
+
+AROUND: dict[str, Tool] = {"cuda": "nsys", "rocm": "rocprof"}
+"""By kind of device the tool that is taken where its program is there."""
+PROGRAMS: dict[Tool, str] = {"nsys": "nsys", "rocprof": "rocprofv3"}
+REPORTS: dict[Tool, str] = {"nsys": "*.nsys-rep", "rocprof": "*"}
+"""Names of what a program writes, after its worker's."""
+WRITTEN_WITHIN_S = 120.0
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The tool of a run."""
+
+    tool: Tool
+    why: str
+
+
+def choose(config: ProfileConfig, device: str, which: Callable[[str], str | None] = shutil.which) -> Choice:
+    """Return the tool for a kind of device; `auto` takes the vendor's where its program is on PATH of the driver."""
+    if config.tool != "auto":
+        return Choice(config.tool, "profile.tool names it")
+    if device not in AROUND:
+        return Choice("torch", f"torch.profiler is what records on {device}")
+    tool = AROUND[device]
+    found = which(PROGRAMS[tool])
+    if found is None:
+        return Choice("torch", f"{PROGRAMS[tool]} is not on PATH, so torch.profiler records")
+    return Choice(tool, f"{found} is there")
+
+
+def chosen(config: ProfileConfig, role: str, rank: int) -> bool:
+    """Return whether the tool records a worker."""
+    return (not config.roles or role in config.roles) and (not config.ranks or rank in config.ranks)
+
+
+def wrapper(config: ProfileConfig, device: str, folder: Path, role: str, rank: int) -> str | None:
+    """Return the command in place of Python under which a worker starts; None where no program goes around it.
+
+    Ray runs it through a shell, with the worker's own arguments behind.
+    """
+    if config.tool not in PROGRAMS or not chosen(config, role, rank):
+        return None
+    name = f"{role}-{rank}"
+    options = _nsys(config, device, folder / name) if config.tool == "nsys" else _rocprof(config, folder, name)
+    return shlex.join([PROGRAMS[config.tool], *options, sys.executable])
+
+
+def reports(folder: Path, tool: Tool, names: Iterable[str]) -> dict[str, list[Path]]:
+    """Return what the programs have written so far, by worker."""
+    return {name: sorted(folder.glob(f"{name}{REPORTS[tool]}")) for name in names}
+
+
+def await_reports(folder: Path, tool: Tool, names: Iterable[str], limit_s: float = WRITTEN_WITHIN_S) -> list[str]:
+    """Wait until every worker's report is there and grows no more; return the workers whose report did not come.
+
+    A program writes when its worker ends, which takes it a while.
+    """
+    names, before = list(names), dict[Path, int]()
+    deadline = time.monotonic() + limit_s
+    while True:
+        found = reports(folder, tool, names)
+        sizes = {path: path.stat().st_size for paths in found.values() for path in paths}
+        missing = [name for name, paths in found.items() if not paths]
+        if (not missing and sizes == before) or time.monotonic() > deadline:
+            return missing
+        before = sizes
+        time.sleep(POLL_S)
+
+
+class Profiling:
+    """What a run's profile asks of its workers: the tool, and who runs under it."""
+
+    def __init__(self, config: ProfileConfig, device: str, folder: Path) -> None:
+        """`folder` is where reports go, which all nodes see."""
+        choice = choose(config, device)
+        self.config = config.model_copy(update={"tool": choice.tool})
+        self.wrapped: list[str] = []
+        """Workers that run under a program, by role and rank."""
+        self._device, self._folder = device, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "tool.json", asdict(choice))
+        print(f"profile: {choice.tool}: {choice.why}", file=sys.stderr)
+
+    def around(self, role: str, rank: int) -> str | None:
+        """Return the command under which a worker starts; None where it starts as always."""
+        command = wrapper(self.config, self._device, self._folder, role, rank)
+        if command is not None:
+            self.wrapped.append(f"{role}-{rank}")
+        return command
+
+    def await_reports(self) -> None:
+        """Wait for what the programs write, and say what did not come."""
+        missing = await_reports(self._folder, self.config.tool, self.wrapped)
+        if missing:
+            print(f"warning: {self.config.tool} wrote no report of {', '.join(missing)}", file=sys.stderr)
+
+
+def _nsys(config: ProfileConfig, device: str, output: Path) -> list[str]:
+    """On CUDA nothing is recorded before a step asks for it by CUDA's own calls; each step is a report of its own.
+
+    Elsewhere nobody can ask, and the worker's whole life is recorded.
+    """
+    nsys, num_steps = config.nsys, config.last_step - config.first_step + 1
+    asked = ["--capture-range=cudaProfilerApi", f"--capture-range-end=repeat:{num_steps}"] if device == "cuda" else []
+    options = [
+        f"--trace={','.join(nsys.trace)}",
+        *asked,
+        f"--cuda-memory-usage={_word(nsys.cuda_memory_usage)}",
+        f"--cuda-graph-trace={nsys.cuda_graph_trace}",
+        f"--sample={nsys.sample}",
+        f"--python-sampling={_word(nsys.python_sampling)}",
+        "--force-overwrite=true",
+        f"--output={output}",
+    ]
+    if nsys.delay_s is not None:
+        options.append(f"--delay={nsys.delay_s:g}")
+    return ["profile", *options]
+
+
+def _rocprof(config: ProfileConfig, folder: Path, name: str) -> list[str]:
+    traces = [f"--{trace}-trace" for trace in config.rocprof.trace]
+    return [*traces, "--output-format", "csv", "--output-directory", str(folder), "--output-file", name, "--"]
+
+
+def _word(value: bool) -> str:
+    return str(value).lower()

@@ -1,0 +1,183 @@
+"""Profilers around a worker: which is taken and why, their command lines, and what is read of what they write."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sqlite3
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlctl_train.config.errors import UserError
+from rlctl_train.config.profile import NsysConfig, ProfileConfig, RocprofConfig
+from rlctl_train.profiling import nsys
+from rlctl_train.profiling.nsys import export, read_export
+from rlctl_train.profiling.rocprof import read_csv
+from rlctl_train.profiling.timeline import Range
+from rlctl_train.profiling.tools import Profiling, await_reports, choose, wrapper
+
+NSYS_OPTIONS = {
+    "trace": {"cuda", "cuda-hw", "nvtx", "cublas", "cublas-verbose", "cudnn", "cusparse", "osrt", "mpi", "ucx"},
+    "capture-range": {"none", "cudaProfilerApi", "hotkey", "nvtx"},
+    "capture-range-end": {"none", "stop", "stop-shutdown", "repeat", "repeat-shutdown"},
+    "cuda-memory-usage": {"true", "false"},
+    "cuda-graph-trace": {"graph", "node"},
+    "sample": {"process-tree", "system-wide", "none"},
+    "python-sampling": {"true", "false"},
+    "force-overwrite": {"true", "false"},
+    "output": None,
+    "delay": None,
+}
+"""Options of `nsys profile` with their values, by the user guide of Nsight Systems; None takes any."""
+ROCPROF_TRACES = {"kernel", "marker", "memory-copy", "rccl", "hip", "hsa", "sys"}
+START = 1_700_000_000_000_000_000
+TIMELINE = [Range("actor_update", START + 500, START + 900, 0, 0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "tool", "why"),
+    [
+        ("cuda", "nsys", "nsys", "/bin/nsys is there"),
+        ("cuda", "", "torch", "nsys is not on PATH"),
+        ("rocm", "rocprofv3", "rocprof", "/bin/rocprofv3 is there"),
+        ("rocm", "nsys", "torch", "rocprofv3 is not on PATH"),
+        ("ascend", "nsys", "torch", "torch.profiler is what records on ascend"),
+        ("cpu", "nsys", "torch", "torch.profiler is what records on cpu"),
+    ],
+)
+def test_auto_takes_the_vendors_profiler_where_it_is_there_and_says_why(
+    device: str, there: str, tool: str, why: str
+) -> None:
+    choice = choose(ProfileConfig(), device, lambda name: f"/bin/{name}" if name == there else None)
+    assert choice.tool == tool and why in choice.why
+    assert choose(ProfileConfig(tool="ranges"), device).tool == "ranges"
+
+
+def test_nsys_is_asked_by_documented_options_and_records_only_on_request() -> None:
+    config = ProfileConfig(tool="nsys", first_step=3, last_step=5, nsys=NsysConfig(python_sampling=True, delay_s=1.5))
+    command = wrapper(config, "cuda", Path("/runs/a b/profile"), "actor", 0)
+    assert command is not None
+    program, verb, *options, python = shlex.split(command)
+    assert (program, verb, python) == ("nsys", "profile", sys.executable)
+    given = dict(option.removeprefix("--").split("=", 1) for option in options)
+    for name, value in given.items():
+        allowed = NSYS_OPTIONS[name]
+        assert allowed is None or {part.partition(":")[0] for part in value.split(",")} <= allowed, name
+    assert given["capture-range"] == "cudaProfilerApi" and given["capture-range-end"] == "repeat:3"
+    assert given["output"] == "/runs/a b/profile/actor-0" and given["python-sampling"] == "true"
+    on_cpu = wrapper(config, "cpu", Path("/runs"), "actor", 0)
+    assert on_cpu is not None and "capture-range" not in on_cpu
+
+
+def test_rocprof_is_asked_by_documented_options() -> None:
+    config = ProfileConfig(tool="rocprof", rocprof=RocprofConfig(trace=("kernel", "hip")))
+    command = wrapper(config, "rocm", Path("/runs"), "rollout", 0)
+    assert command is not None
+    assert shlex.split(command) == [
+        "rocprofv3", "--kernel-trace", "--hip-trace", "--output-format", "csv", "--output-directory", "/runs",
+        "--output-file", "rollout-0", "--", sys.executable,
+    ]  # fmt: skip
+    assert set(RocprofConfig().trace) <= ROCPROF_TRACES
+
+
+def test_only_the_workers_asked_for_run_under_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profiling = Profiling(ProfileConfig(tool="nsys", roles=("actor", "rollout"), ranks=(1,)), "cuda", tmp_path / "p")
+    places = [("actor", 0), ("actor", 1), ("critic", 1), ("rollout", 1)]
+    assert [profiling.around(*place) is not None for place in places] == [False, True, False, True]
+    assert profiling.wrapped == ["actor-1", "rollout-1"]
+    assert json.loads((tmp_path / "p" / "tool.json").read_text()) == {"tool": "nsys", "why": "profile.tool names it"}
+    assert "profile: nsys" in capsys.readouterr().err
+    assert Profiling(ProfileConfig(tool="torch"), "cuda", tmp_path).around("actor", 0) is None
+
+
+def test_a_report_is_awaited_until_it_grows_no_more_and_one_that_does_not_come_is_named(tmp_path: Path) -> None:
+    def write() -> None:
+        with (tmp_path / "actor-0.1.nsys-rep").open("w") as file:
+            for _ in range(8):
+                file.write("part")
+                file.flush()
+                time.sleep(0.2)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert await_reports(tmp_path, "nsys", ["actor-0"], limit_s=60) == []
+    assert not thread.is_alive(), "it was still being written"
+    assert await_reports(tmp_path, "nsys", ["actor-0", "rollout-0"], limit_s=0.1) == ["rollout-0"]
+
+
+def database(path: Path, script: str) -> Path:
+    with sqlite3.connect(path) as base:
+        base.executescript(script)
+    return path
+
+
+STRINGS = """CREATE TABLE StringIds (id INTEGER PRIMARY KEY, value TEXT NOT NULL);
+INSERT INTO StringIds VALUES (1, 'sm90_gemm'), (2, 'ncclDevKernel_AllGather'), (3, 'actor_update');"""
+NEWER = f"""{STRINGS}
+CREATE TABLE TARGET_INFO_SESSION_START_TIME (utcEpochNs INTEGER, utcTime TEXT, localTime TEXT);
+INSERT INTO TARGET_INFO_SESSION_START_TIME VALUES ({START}, '', '');
+CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL (start INTEGER NOT NULL, end INTEGER NOT NULL, deviceId INTEGER NOT NULL,
+    streamId INTEGER NOT NULL, correlationId INTEGER, demangledName INTEGER NOT NULL, shortName INTEGER NOT NULL);
+INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (600, 700, 0, 7, 1, 1, 1), (700, 750, 1, 7, 2, 2, 2);
+CREATE TABLE CUPTI_ACTIVITY_KIND_MEMCPY (start INTEGER, end INTEGER, deviceId INTEGER, copyKind INTEGER, bytes INTEGER);
+INSERT INTO CUPTI_ACTIVITY_KIND_MEMCPY VALUES (800, 810, 0, 1, 64);"""
+OLDER = f"""{STRINGS}
+CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL (start INTEGER NOT NULL, end INTEGER NOT NULL, demangledName INTEGER NOT NULL);
+INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (1100, 1200, 1);
+CREATE TABLE NVTX_EVENTS (start INTEGER NOT NULL, end INTEGER, eventType INTEGER NOT NULL, textId INTEGER);
+INSERT INTO NVTX_EVENTS VALUES (1000, 1400, 59, 3);"""
+
+
+def test_a_newer_export_tells_its_start_and_an_older_one_is_placed_by_a_shared_range(tmp_path: Path) -> None:
+    newer = read_export(database(tmp_path / "new.sqlite", NEWER), TIMELINE)
+    assert [(one.name, one.start_ns - START, one.end_ns - START) for one in newer] == [
+        ("sm90_gemm", 600, 700), ("ncclDevKernel_AllGather", 700, 750), ("Memcpy HtoD", 800, 810),
+    ]  # fmt: skip
+    assert all(one.on_device for one in newer) and newer[0].thread != newer[1].thread
+    (older,) = read_export(database(tmp_path / "old.sqlite", OLDER), TIMELINE)
+    assert (older.name, older.start_ns - START, older.end_ns - START) == ("sm90_gemm", 600, 700)
+
+
+def test_an_export_without_any_table_of_ours_is_empty(tmp_path: Path) -> None:
+    assert read_export(database(tmp_path / "x.sqlite", "CREATE TABLE OTHER (id INTEGER);"), TIMELINE) == []
+
+
+def test_a_report_that_cannot_be_exported_here_names_the_command(tmp_path: Path, monkeypatch: Any) -> None:
+    report = tmp_path / "actor-0.1.nsys-rep"
+    report.touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="only with nsys, which is not on PATH") as told:
+        export(report)
+    assert f"nsys export --type=sqlite --force-overwrite=true --output={report.with_suffix('.sqlite')}" in (
+        told.value.remedy
+    )
+    program = tmp_path / "nsys"
+    program.write_text("#!/bin/sh\necho 'it is no report' >&2\nexit 3\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    with pytest.raises(UserError, match=r"cannot export .*: it is no report"):
+        export(report)
+    report.with_suffix(nsys.EXPORT).touch()
+    assert export(report) == report.with_suffix(nsys.EXPORT)
+
+
+def test_rocprofs_tables_are_placed_by_a_shared_range(tmp_path: Path) -> None:
+    (tmp_path / "actor-0_marker_api_trace.csv").write_text(
+        '"Domain","Function","Process_Id","Start_Timestamp","End_Timestamp"\n'
+        '"MARKER_CORE_API","other",1,1,2\n"MARKER_CORE_API","actor_update",1,1000,1400\n'
+    )
+    (tmp_path / "actor-0_kernel_trace.csv").write_text(
+        '"Kind","Agent_Id","Kernel_Name","Start_Timestamp","End_Timestamp"\n'
+        '"KERNEL_DISPATCH","Agent 4","Cijk_gemm",1100,1200\n'
+    )
+    (tmp_path / "actor-0_memory_copy_trace.csv").write_text(
+        '"Kind","Direction","Start_Timestamp","End_Timestamp"\n"MEMORY_COPY","HOST_TO_DEVICE",1300,1310\n'
+    )
+    found = read_csv(tmp_path, "actor-0", TIMELINE)
+    assert [(one.name, one.start_ns - START) for one in found] == [("Cijk_gemm", 600), ("Memcpy HOST_TO_DEVICE", 800)]
+    assert read_csv(tmp_path, "rollout-0", TIMELINE) == []
