@@ -20,7 +20,7 @@ nox.options.sessions = ["tests", "vllm", "lint", "types", "build", "docs"]
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-FOR_TESTS = ("-e", ".[train,math,peft,s3,test]", "moto[server]>=5.2")
+FOR_TESTS = ("-e", ".[train,math,peft,profile,s3,test]", "moto[server]>=5.2")
 """moto is a server that speaks S3."""
 MEGATRON = ("torch", "numpy", "megatron-core==0.16.1", "psutil")
 """Megatron-core hangs in saving without psutil, which it does not ask for."""
@@ -186,6 +186,7 @@ def bench(session: nox.Session) -> None:
     verl = with_verl(session)
     session.run(env / "python", "benchmarks/startup.py")
     session.run(env / "python", "benchmarks/algorithm_cost.py")
+    session.run(env / "python", "benchmarks/ranges.py")
     session.run(env / "python", "benchmarks/saving.py")
     session.run(env / "python", "benchmarks/merging.py", "--verl-python", str(verl / "python"))
     session.run(env / "python", "benchmarks/race.py", "--trl-python", str(peer / "python"), *session.posargs)

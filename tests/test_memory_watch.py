@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -46,6 +47,19 @@ def test_a_phase_that_fails_is_measured_too() -> None:
     with pytest.raises(ValueError, match="broken"), watch.phase("update"):
         raise ValueError("broken")
     assert watch.take().peaks_gib["update"] > 0
+
+
+def test_time_inside_phases_counts_once_and_starts_anew_with_every_report() -> None:
+    watch = MemoryWatch("cpu")
+    start = time.perf_counter()
+    with watch.phase("update"):
+        time.sleep(0.05)
+        with watch.phase("optimizer_step"):
+            time.sleep(0.05)
+    passed = time.perf_counter() - start
+    time.sleep(0.05)
+    assert 0.1 <= watch.take().busy_s <= passed
+    assert watch.take().busy_s == 0
 
 
 def test_those_at_work_count_with_their_peak_and_the_others_with_what_they_hold() -> None:

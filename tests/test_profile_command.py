@@ -12,6 +12,7 @@ import pytest
 
 from rlctl import app
 from rlctl_train.config.layout import RunFiles
+from rlctl_train.profiling.timeline import read_ranges
 from tests import runs
 
 
@@ -36,6 +37,16 @@ def test_the_run_is_bounded_and_records_what_was_asked_for(capsys: pytest.Captur
     assert not config["checkpoint"]["export_hf"] and config["checkpoint"]["every_steps"] == 0
     everything = config_of(capsys, "quickstart", "--ranks", "all", "seed=7", "profile.shapes=true")
     assert (everything["profile"]["ranks"], everything["seed"], everything["profile"]["shapes"]) == ([], 7, True)
+
+
+def test_a_runs_own_settings_are_profiled_by_its_name(at_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = runs.make_run(at_home / "runs" / "mine", algo={"type": "rloo", "group_size": 6}, seed=11)
+    files.status.write_text("{}")
+    config = config_of(capsys, "mine", "--steps", "2", "--tool", "ranges", "algo.group_size=3")
+    assert (config["seed"], config["algo"]["type"], config["algo"]["group_size"]) == (11, "rloo", 3)
+    assert (config["profile"]["tool"], config["trainer"]["num_steps"]) == ("ranges", 2)
+    assert app.run(["profile", "quickstrat", "--dry-run"]) == 2
+    assert "quickstart" in capsys.readouterr().err, "the nearest preset is offered"
 
 
 @pytest.mark.parametrize(
@@ -89,10 +100,10 @@ def test_a_profile_of_ppo_on_two_ranks_adds_up_and_is_shown(at_home: Path, capfd
         assert set(phases["reward"]["busy_s"]) == set(phases["adv"]["busy_s"]) == {"score 0"}
         assert step["operations"]["actor 1"]["update_actor"][0]["seconds"] > 0
         assert step["tokens_per_s"] > 0 and step["advice"]
-    names = {
-        one["name"] for one in json.loads((files.profile / "step_000003" / "actor-0.ranges.json").read_text())["ranges"]
-    }
-    assert {"actor_update", "micro-batch 1", "forward", "loss", "backward", "optimizer_step", "bucket 1"} <= names
+    _, ranges = read_ranges(files.profile / "step_000003" / "actor-0.ranges.json")
+    names = {one.name for one in ranges}
+    assert {"actor_update", "micro-batch 1", "forward", "layer 0", "loss", "backward", "optimizer_step"} <= names
+    assert "bucket 1" in names
     assert app.run(["profile", "report", "slow", "--compare", "slow"]) == 0
     assert "1.00x" in capfd.readouterr().out
 

@@ -8,7 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from rlctl_train.profiling.layers import layer_ranges
 from rlctl_train.profiling.ranges import listening, mark, marked
 from rlctl_train.profiling.timeline import Timeline, read_ranges
 
@@ -72,3 +76,23 @@ def test_a_timeline_keeps_order_depth_and_memory_and_comes_back_from_its_file(tm
     outer, first, _, second = ranges
     assert (outer.bytes_before, first.bytes_before, first.bytes_after) == (0, 1, 2)
     assert outer.start_ns <= first.start_ns <= first.end_ns <= second.start_ns <= second.end_ns <= outer.end_ns
+
+
+def test_every_call_of_a_layer_is_a_range_recomputed_ones_and_failed_ones_too() -> None:
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("broken")
+
+    first, second, broken = nn.Linear(2, 2), nn.Linear(2, 2), Fails()
+    timeline = Timeline(lambda: 0)
+    with listening(timeline), layer_ranges([first, second, broken]):
+        x = torch.ones(1, 2, requires_grad=True)
+        for layer in (first, second):
+            x = checkpoint(layer, x, use_reentrant=False)
+        x.sum().backward()
+        with pytest.raises(ValueError, match="broken"):
+            broken(x)
+    first(x)
+    names = [one.name for one in timeline.ranges]
+    assert names == ["layer 0", "layer 1", "layer 1", "layer 0", "layer 2"]
+    assert {one.depth for one in timeline.ranges} == {0}

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from rlctl_train import device
 from rlctl_train.config.errors import UserError
 from rlctl_train.config.profile import NsysConfig, ProfileConfig, RocprofConfig
 from rlctl_train.profiling import nsys
@@ -181,3 +182,10 @@ def test_rocprofs_tables_are_placed_by_a_shared_range(tmp_path: Path) -> None:
     found = read_csv(tmp_path, "actor-0", TIMELINE)
     assert [(one.name, one.start_ns - START) for one in found] == [("Cijk_gemm", 600), ("Memcpy HOST_TO_DEVICE", 800)]
     assert read_csv(tmp_path, "rollout-0", TIMELINE) == []
+
+
+def test_ranges_go_to_nvtx_where_it_is_installed() -> None:
+    nvtx = pytest.importorskip("nvtx", reason="the extra `profile` is not installed")
+    assert isinstance(device.vendor_range("forward"), nvtx.annotate)
+    with device.vendor_range("forward"):
+        pass

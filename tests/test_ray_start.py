@@ -30,7 +30,7 @@ class SlowRay:
 
 def start(slow: SlowRay, monkeypatch: pytest.MonkeyPatch, deadline: float) -> Any:
     monkeypatch.setattr(cluster, "ray", slow)
-    monkeypatch.setattr(cluster, "_leave_the_usual_port_free", lambda: None)
+    monkeypatch.setattr(cluster, "_trim_ray", lambda: None)
     return cluster._start(deadline=deadline)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import ray
@@ -26,7 +27,7 @@ from rlctl_train.cluster import collect
 from rlctl_train.config.errors import FAILED, UserError
 from rlctl_train.config.layout import write_json
 from rlctl_train.config.profile import ProfileConfig
-from rlctl_train.memory_watch import by_phase, others_gib
+from rlctl_train.memory_watch import Usage, by_phase, others_gib
 from rlctl_train.placement import SCORE_CPUS, Layout, actor_options, reserve, settle
 from rlctl_train.profiling.tools import Profiling
 from rlctl_train.scoring import ScoreWorker
@@ -34,6 +35,8 @@ from rlctl_train.stacks import Whereabouts, read_stacks
 from rlctl_train.workers import EngineWorker, RolloutWorker, WorkerSpec
 
 ROLLOUT = "rollout worker"
+BUSY_S = "busy_s/"
+"""Before a role: the seconds that it was at work."""
 DEATH_IS_KNOWN_S = 30.0
 """Ray notices a dead process at once, and a dead node within this time."""
 TOGETHER_S = 1.0
@@ -138,11 +141,15 @@ class Crew:
     # Looking after
 
     def memory(self) -> dict[str, float]:
-        """Return how full the fullest device (on CPU: the host) was in each phase since the last call, in GiB."""
-        workers = [actor for actors in self.engines.values() for actor in actors] + self.rollouts
-        usages = collect([actor.memory.remote() for actor in workers])
+        """Return what the workers' phases took since the last call: memory of the fullest device (on CPU: the host) in
+        GiB, and the seconds that each role was at work, mean over its ranks."""
+        everyone = {**self.engines, "rollout": self.rollouts}
+        roles = [role for role, actors in everyone.items() for _ in actors]
+        usages: list[Usage] = collect([actor.memory.remote() for actors in everyone.values() for actor in actors])
         metrics = {f"memory_gib/{name}": gib + self._beside() for name, gib in by_phase(usages).items()}
         allocated = [usage.allocated_gib for usage in usages if usage.allocated_gib is not None]
+        for role in dict.fromkeys(roles):
+            metrics[f"{BUSY_S}{role}"] = fmean(u.busy_s for u, of in zip(usages, roles, strict=True) if of == role)
         return metrics | ({"perf/max_memory_allocated_gb": max(allocated)} if allocated else {})
 
     def start_recording(self, config: ProfileConfig, folder: Path) -> None:

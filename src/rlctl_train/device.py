@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,8 +75,20 @@ def allocations(kind: str, path: Path, max_events: int) -> Iterator[None]:
 
 
 def vendor_range(name: str) -> AbstractContextManager[object]:
-    """Return a range that NVIDIA's and AMD's profilers show: NVTX, on ROCm roctx under the same name in torch."""
+    """Return a range that NVIDIA's and AMD's profilers show: by the nvtx package (extra `profile`) where it is
+    installed, else by torch, under whose NVTX name ROCm has roctx."""
+    nvtx = _nvtx()
+    if nvtx is not None and torch.version.hip is None:
+        return nvtx.annotate(name, domain="rlctl")
     return torch.cuda.nvtx.range(name) if torch.cuda.is_available() else nullcontext()
+
+
+@cache
+def _nvtx() -> Any:
+    try:
+        return importlib.import_module("nvtx")
+    except ImportError:
+        return None
 
 
 @contextmanager

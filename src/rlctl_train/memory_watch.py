@@ -1,4 +1,4 @@
-"""Peak memory of this process, phase by phase: what the planner's prediction is held against.
+"""Peak memory of this process, phase by phase, and how long it works: what the planner's prediction is held against.
 
 On a CPU it is the resident size, which the kernel tracks (`VmHWM`); on an accelerator what torch's allocator held.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,8 @@ class Usage:
     """Largest amount torch had handed out on the accelerator."""
     used_gib: float | None = None
     """In use on the whole accelerator at the time of the report, by any process and for any purpose."""
+    busy_s: float = 0.0
+    """Time inside phases."""
 
 
 @dataclass
@@ -47,11 +50,15 @@ class MemoryWatch:
     _peaks: dict[str, float] = field(default_factory=dict)
     _allocated: float = 0.0
     _running: list[str] = field(default_factory=list)
+    _began: float = 0.0
+    _busy_s: float = 0.0
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Take the peak of the body as the phase's, if it is the largest so far; a phase inside counts apart."""
         self._note()
+        if not self._running:
+            self._began = time.perf_counter()
         self._running.append(name)
         try:
             with mark(name):
@@ -59,13 +66,15 @@ class MemoryWatch:
         finally:
             self._note()
             self._running.pop()
+            if not self._running:
+                self._busy_s += time.perf_counter() - self._began
 
     def take(self) -> Usage:
         """Return the peaks since the last call."""
-        usage = Usage(_place(self.kind), self._peaks, held_bytes(self.kind) / GIB)
+        usage = Usage(_place(self.kind), self._peaks, held_bytes(self.kind) / GIB, busy_s=self._busy_s)
         if self.kind != "cpu":
             usage = replace(usage, allocated_gib=self._allocated, used_gib=device.used_bytes(self.kind) / GIB)
-        self._peaks, self._allocated = {}, 0.0
+        self._peaks, self._allocated, self._busy_s = {}, 0.0, 0.0
         return usage
 
     def _note(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,7 @@ from rlctl_train.config.prime import PrimeConfig
 from rlctl_train.device import COLLECTIVES
 from rlctl_train.memory_watch import MemoryWatch, Usage
 from rlctl_train.prepare import Teacher
+from rlctl_train.profiling.layers import layer_ranges
 from rlctl_train.profiling.ranges import mark
 from rlctl_train.profiling.recorder import Recordable
 from rlctl_train.registry import ENGINES, LOSSES, ROLLOUTS, load
@@ -85,6 +86,9 @@ class EngineWorker(Traceable, Recordable):
         self._copies, self._writing = HostCopies(), Future[Written]()
         self._probed = Batch({})
         """Rows of the last update."""
+
+    def _marking(self) -> AbstractContextManager[object]:
+        return layer_ranges(self._engine.layers())
 
     def open_store(self) -> tuple[str, int]:
         """Open the rendezvous store (rank 0) on a free port and return its address."""

@@ -20,14 +20,52 @@ TOOLS = Choices(
     }
 )
 Profiled = Literal["actor", "reference", "critic", "reward_model", "teacher", "rollout", "score"]
+WORKERS = Choices(
+    {
+        "actor": "the policy's trainer",
+        "reference": "the reference model",
+        "critic": "the critic's trainer",
+        "reward_model": "the reward model's trainer",
+        "teacher": "the teacher",
+        "rollout": "the rollout engines",
+        "score": "the score worker",
+    }
+)
 NsysTrace = Literal["cuda", "cuda-hw", "nvtx", "cublas", "cublas-verbose", "cudnn", "cusparse", "osrt", "mpi", "ucx"]
 RocprofTrace = Literal["kernel", "marker", "memory-copy", "rccl", "hip", "hsa", "sys"]
+
+
+NSYS_TRACES = Choices(
+    {
+        "cuda": "calls, kernels and copies",
+        "cuda-hw": "kernels and copies, by the hardware; cheaper, on new devices",
+        "nvtx": "ranges",
+        "cublas": "matrix products",
+        "cublas-verbose": "matrix products, with what they call",
+        "cudnn": "cuDNN",
+        "cusparse": "sparse matrices",
+        "osrt": "waits in the operating system",
+        "mpi": "MPI",
+        "ucx": "UCX",
+    }
+)
+ROCPROF_TRACES = Choices(
+    {
+        "kernel": "kernels",
+        "marker": "ranges",
+        "memory-copy": "copies",
+        "rccl": "collectives",
+        "hip": "calls of HIP",
+        "hsa": "calls of HSA",
+        "sys": "all of these",
+    }
+)
 
 
 class NsysConfig(Config):
     """Options of `nsys profile`, by its own names."""
 
-    trace: tuple[NsysTrace, ...] = ("cuda", "nvtx", "cublas", "cudnn")
+    trace: Annotated[tuple[NsysTrace, ...], NSYS_TRACES] = ("cuda", "nvtx", "cublas", "cudnn")
     """What is traced."""
     cuda_memory_usage: bool = True
     """Track the memory that CUDA hands out."""
@@ -48,7 +86,7 @@ class NsysConfig(Config):
 class RocprofConfig(Config):
     """Options of `rocprofv3`, by its own names."""
 
-    trace: tuple[RocprofTrace, ...] = ("kernel", "marker", "memory-copy", "rccl")
+    trace: Annotated[tuple[RocprofTrace, ...], ROCPROF_TRACES] = ("kernel", "marker", "memory-copy", "rccl")
     """What is traced, each `--NAME-trace`."""
 
 
@@ -61,7 +99,7 @@ class ProfileConfig(Config):
     """First step that is recorded; earlier ones warm up."""
     last_step: PositiveInt = 3
     """Last step that is recorded."""
-    roles: tuple[Profiled, ...] = ()
+    roles: Annotated[tuple[Profiled, ...], WORKERS] = ()
     """Roles whose workers are recorded by the tool; empty means all."""
     ranks: tuple[NonNegativeInt, ...] = (0,)
     """Ranks of each role that are recorded by the tool; empty means all."""

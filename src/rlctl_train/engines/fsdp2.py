@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from rlctl_hw.types import Savings
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig
 
 from rlctl_train.algos.objective import PolicyObjective
@@ -179,6 +179,10 @@ class Fsdp2Engine:
         self._optimizer = ShardedAdamW(self._parameters, optim, num_updates, self._device)
         if self._savings.offload_optimizer:
             self._optimizer.move_state(HOST)
+
+    def layers(self) -> list[nn.Module]:
+        """Return the decoder layers, first to last."""
+        return self._model.layers
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield each weight whole, under its Hugging Face name, tied ones once, one at a time.

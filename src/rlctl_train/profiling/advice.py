@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from statistics import mean
 
-from rlctl_train.profiling.steps import Phase, StepProfile
+from rlctl_train.profiling.steps import StepProfile
 
 MENTIONED = 0.05
 """Share of the step below which nothing is said."""
@@ -138,8 +138,3 @@ def _unlike_the_plan(step: StepProfile, predicted_s: Mapping[str, float]) -> lis
                 )
             )
     return found
-
-
-def busiest(phase: Phase) -> Sequence[tuple[str, float]]:
-    """Return the workers of a phase, busiest first."""
-    return sorted(phase.busy_s.items(), key=lambda one: -one[1])

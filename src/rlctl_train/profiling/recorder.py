@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -23,6 +23,7 @@ from rlctl_train.profiling.traces import TRACE
 SNAPSHOT = ".snapshot.pickle"
 ACTIVITIES = {"cpu": (), "cuda": (ProfilerActivity.CUDA,), "npu": (ProfilerActivity.PrivateUse1,)}
 Act = Callable[[], None]
+SILENT = nullcontext()
 MAX_EVENTS = 100_000
 """Events that the allocator's history keeps; older ones are dropped."""
 
@@ -34,14 +35,15 @@ class Recorder:
         self._config, self._role, self._rank, self._kind = config, role, rank, kind
         self._open = ExitStack()
 
-    def start(self, folder: Path) -> None:
-        """Begin to record what goes to `folder` once it ends."""
+    def start(self, folder: Path, marking: AbstractContextManager[object] = SILENT) -> None:
+        """Begin to record what goes to `folder` once it ends; `marking` marks more ranges meanwhile."""
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / f"{self._role}-{self._rank}"
         self._open.enter_context(self._ranges(target))
         if chosen(self._config, self._role, self._rank):
             for context in self._tools(target):
                 self._open.enter_context(context)
+        self._open.enter_context(marking)
 
     def stop(self) -> None:
         """End recording and write it."""
@@ -75,7 +77,11 @@ class Recordable:
     def start_recording(self, config: ProfileConfig, role: str, rank: int, kind: str, folder: Path) -> None:
         """Record until `stop_recording`, into files of `folder` named after role and rank."""
         self._recorder = Recorder(config, role, rank, kind)
-        self._recorder.start(folder)
+        self._recorder.start(folder, self._marking())
+
+    def _marking(self) -> AbstractContextManager[object]:
+        """Return what marks more ranges while the worker records."""
+        return nullcontext()
 
     def stop_recording(self) -> None:
         """Write what was recorded."""
