@@ -63,8 +63,8 @@ def test_nsys_is_asked_by_documented_options_and_records_only_on_request() -> No
     config = ProfileConfig(tool="nsys", first_step=3, last_step=5, nsys=NsysConfig(python_sampling=True, delay_s=1.5))
     command = wrapper(config, "cuda", Path("/runs/a b/profile"), "actor", 0)
     assert command is not None
-    program, verb, *options, python = shlex.split(command)
-    assert (program, verb, python) == ("nsys", "profile", sys.executable)
+    program, verb, *options, _, _, _ = words = shlex.split(command)
+    assert (program, verb, words[-3:]) == ("nsys", "profile", ["setsid", "--wait", sys.executable])
     given = dict(option.removeprefix("--").split("=", 1) for option in options)
     for name, value in given.items():
         allowed = NSYS_OPTIONS[name]
@@ -81,7 +81,7 @@ def test_rocprof_is_asked_by_documented_options() -> None:
     assert command is not None
     assert shlex.split(command) == [
         "rocprofv3", "--kernel-trace", "--hip-trace", "--output-format", "csv", "--output-directory", "/runs",
-        "--output-file", "rollout-0", "--", sys.executable,
+        "--output-file", "rollout-0", "--", "setsid", "--wait", sys.executable,
     ]  # fmt: skip
     assert set(RocprofConfig().trace) <= ROCPROF_TRACES
 

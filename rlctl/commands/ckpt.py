@@ -19,7 +19,6 @@ from rlctl.commands import _ckpt_find, _ckpt_view
 from rlctl.commands._ckpt_find import Found, checkpoint_path
 from rlctl.commands._group import HelpfulGroup
 from rlctl.commands._workshop import train_extra
-from rlctl.readahead import read_ahead
 from rlctl.render import OutputOption
 from rlctl.spelling import unknown
 from rlctl_train.config.errors import DOES_NOT_FIT, FAILED, INTERRUPTED, OK, USAGE, UserError
@@ -128,8 +127,6 @@ def merge(
     Memory stays near the largest tensor. A merge that was broken off goes on where it ended; the folder appears when
     all of it is there.
     """
-    folder = checkpoint_path(path, step)
-    read_ahead(folder)
     with train_extra():
         from rlctl_train.checkpoint.merge_types import MergeOptions
     options = MergeOptions(
@@ -137,7 +134,7 @@ def merge(
     )  # fmt: skip
     if push is not None and not _may_push(push, public=public, yes=yes):
         raise typer.Exit(OK)
-    checkpoint, _ = _read(folder, kind)
+    checkpoint, _ = _read(checkpoint_path(path, step), kind)
     _merge(checkpoint, options, out, overwrite=overwrite, dry_run=dry_run, output=output)
     if push is not None and not dry_run:
         from rlctl_train.checkpoint import hub
@@ -162,14 +159,12 @@ def convert(
     """Write a checkpoint as one of another kind; `merge` has more choices for Hugging Face folders."""
     if to not in CONVERSIONS:
         raise unknown("kind to write", to, CONVERSIONS, f"choose one of {', '.join(CONVERSIONS)}")
-    folder = checkpoint_path(path, step)
-    read_ahead(folder)
     with train_extra():
         from rlctl_train.checkpoint.merge_types import MergeOptions
     options = MergeOptions(
         dtype, base=base, config=config, trust_remote_code=trust_remote_code, adapter=CONVERSIONS[to]
     )  # fmt: skip
-    checkpoint, _ = _read(folder, kind)
+    checkpoint, _ = _read(checkpoint_path(path, step), kind)
     _merge(checkpoint, options, out, overwrite=overwrite, dry_run=False, output=output)
 
 

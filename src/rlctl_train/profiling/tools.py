@@ -18,6 +18,9 @@ AROUND: dict[str, Tool] = {"cuda": "nsys", "rocm": "rocprof"}
 PROGRAMS: dict[Tool, str] = {"nsys": "nsys", "rocprof": "rocprofv3"}
 REPORTS: dict[Tool, str] = {"nsys": "*.nsys-rep", "rocprof": "*"}
 """Names of what a program writes, after its worker's."""
+APART = ("setsid", "--wait")
+"""The worker in a session of its own: Ray kills the process group of a worker that has ended, which is when the program
+around it writes."""
 WRITTEN_WITHIN_S = 120.0
 POLL_S = 0.5
 
@@ -57,7 +60,7 @@ def wrapper(config: ProfileConfig, device: str, folder: Path, role: str, rank: i
         return None
     name = f"{role}-{rank}"
     options = _nsys(config, device, folder / name) if config.tool == "nsys" else _rocprof(config, folder, name)
-    return shlex.join([PROGRAMS[config.tool], *options, sys.executable])
+    return shlex.join([PROGRAMS[config.tool], *options, *APART, sys.executable])
 
 
 def reports(folder: Path, tool: Tool, names: Iterable[str]) -> dict[str, list[Path]]:
