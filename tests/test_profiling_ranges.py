@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rlctl_train.config.profile import ProfileConfig
 from rlctl_train.profiling.layers import layer_ranges
 from rlctl_train.profiling.ranges import listening, mark, marked
+from rlctl_train.profiling.recorder import Recordable
 from rlctl_train.profiling.timeline import Timeline, read_ranges
 
 
@@ -96,3 +98,17 @@ def test_every_call_of_a_layer_is_a_range_recomputed_ones_and_failed_ones_too() 
     names = [one.name for one in timeline.ranges]
     assert names == ["layer 0", "layer 1", "layer 1", "layer 0", "layer 2"]
     assert {one.depth for one in timeline.ranges} == {0}
+
+
+def test_a_worker_records_its_ranges_and_one_that_came_later_has_nothing_to_write(tmp_path: Path) -> None:
+    worker, later = Recordable(), Recordable()
+    worker.start_recording(ProfileConfig(tool="ranges"), "actor", 1, "cpu", tmp_path / "step")
+    with mark("actor_update"):
+        pass
+    for one in (worker, later):
+        one.stop_recording()
+    with mark("afterwards"):
+        pass
+    facts, (only,) = read_ranges(tmp_path / "step" / "actor-1.ranges.json")
+    assert (facts["role"], facts["rank"], only.name) == ("actor", 1, "actor_update")
+    assert only.bytes_before > 0 and list(tmp_path.rglob("*.json")) == [tmp_path / "step" / "actor-1.ranges.json"]
