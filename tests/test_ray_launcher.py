@@ -278,9 +278,12 @@ def test_parcels_keep_what_was_printed_and_wait_for_a_missing_piece() -> None:
 
 def test_no_parcel_writes_outside_the_run_folder(cluster: Cluster, at_home: Path, cli: Cli) -> None:
     cli("launch", "quickstart", "--ray", cluster.url, "--name", "far", "-d", "-y")
-    cluster.logs[next(iter(cluster.jobs))] = pack("../evil", 0, b"x") + pack("/tmp/../evil", 0, b"x")
+    deep = "profile/step_000003/actor-0.ranges.json"
+    evil = pack("../evil", 0, b"x") + pack("/tmp/../evil", 0, b"x")
+    cluster.logs[next(iter(cluster.jobs))] = evil + pack(deep, 0, b"{}")
     assert cli("runs", "show", "far")[0] == 0
     assert not list(at_home.parent.rglob("evil"))
+    assert list(at_home.parent.rglob(deep))
 
 
 def test_the_courier_sends_what_is_new_and_no_old_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -299,6 +302,12 @@ def test_the_courier_sends_what_is_new_and_no_old_status(tmp_path: Path, capsys:
     files.status.write_text("newer")
     outbox.send()
     assert capsys.readouterr().out == pack("status.json", 0, b"newer") + pack("metrics.jsonl", 0, b"1\n")
+    step = files.profile / "step_000003"
+    step.mkdir(parents=True)
+    for name in ("actor-0.ranges.json", "actor-0.trace.json.gz"):
+        (step / name).write_text("{}")
+    outbox.send()
+    assert capsys.readouterr().out == pack("profile/step_000003/actor-0.ranges.json", 0, b"{}"), "no trace"
 
 
 def test_a_token_is_found_where_ray_looks_for_it(tmp_path: Path, cluster: Cluster, monkeypatch: Any) -> None:

@@ -244,7 +244,7 @@ def _write_home(run: Run, job: Job, text: str) -> None:
 
 def _bring_up_to(path: Path, data: bytes) -> None:
     """Make a file hold `data`; what only grew is added to, so that a reader may stand in its middle."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     have = path.read_bytes() if path.is_file() else None
     if have == data:
         return

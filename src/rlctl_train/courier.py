@@ -29,7 +29,10 @@ ARRIVED = Path("run")
 """Where the run's files lie in the folder that was uploaded."""
 EVERY_S = 1.0
 LARGEST_BYTES = 16 * 2**20
-SENT = ("status.json", "metrics.jsonl", "summary.json", "report.html", "curves.png", "samples/*", "logs/*", "doctor/*")
+SENT = (
+    "status.json", "metrics.jsonl", "summary.json", "report.html", "curves.png", "samples/*", "logs/*", "doctor/*",
+    "profile/*.json", "profile/*/*.ranges.json",
+)  # fmt: skip
 DOCTOR_LIMIT_S = 300.0
 GROWING = (".jsonl", ".log")
 
