@@ -148,10 +148,18 @@ def test_the_report_says_it_all_and_fetches_nothing(tmp_path: Path) -> None:
             "update_actor": [{"name": "aten::<mm>", "kind": "compute", "calls": 1, "seconds": pytest.approx(0.1)}]
         }
     }
+    assert summary["steps"][0]["kinds"] == {
+        "actor 0": {"update_actor": {"compute": pytest.approx(0.1), "communication": 0, "copy": 0}}
+    }
     text = write_page(files, summary).read_text()
     page = Page(text)
     assert page.fetched == [] and page.tags.count("svg") == 2
-    assert "aten::<mm>" in page.text and "between phases" in page.text and "Generation is 60% of the step" in page.text
+    assert (
+        "aten::<mm>" in page.text
+        and "between phases" in page.text
+        and "What devices do" in page.text
+        and "Generation is 60% of the step" in page.text
+    )
 
 
 def test_two_profiles_are_held_against_each_other_by_phase() -> None:

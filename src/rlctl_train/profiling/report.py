@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 from rlctl_train.config.errors import UserError
 from rlctl_train.config.layout import RunFiles
 from rlctl_train.profiling import nsys, picture, rocprof
 from rlctl_train.profiling.advice import advise
 from rlctl_train.profiling.steps import StepProfile, Worker, read_steps, step_folder
-from rlctl_train.profiling.traces import TRACE, Operation, operations, read_events
+from rlctl_train.profiling.traces import TRACE, Kind, Operation, operations, read_events
 from rlctl_train.telemetry import page
 from rlctl_train.telemetry.metrics import read_metrics
 
@@ -63,6 +63,11 @@ def summarize(files: RunFiles, predicted_s: Mapping[str, float]) -> dict[str, An
                 ],
                 "operations": {
                     name: {phase: [vars(one) for one in found[:MOST]] for phase, found in by_phase.items()}
+                    for name, by_phase in traced.items()
+                    if by_phase
+                },
+                "kinds": {
+                    name: {phase: _by_kind(found) for phase, found in by_phase.items()}
                     for name, by_phase in traced.items()
                     if by_phase
                 },
@@ -132,14 +137,18 @@ def _exported(folder: Path) -> list[str]:
     return unread
 
 
+def _by_kind(made: Sequence[Operation]) -> dict[str, float]:
+    """Return the seconds of operations by what they are for."""
+    return {kind: sum(one.seconds for one in made if one.kind == kind) for kind in get_args(Kind)}
+
+
 def _communication(traced: Mapping[str, Mapping[str, list[Operation]]]) -> dict[str, float]:
     rates = {}
     for name, by_phase in traced.items():
         for phase, made in by_phase.items():
-            total = sum(one.seconds for one in made)
-            if total:
-                own = sum(one.seconds for one in made if one.kind == "communication")
-                rates[f"{name} in {phase}"] = own / total
+            seconds = _by_kind(made)
+            if total := sum(seconds.values()):
+                rates[f"{name} in {phase}"] = seconds["communication"] / total
     return rates
 
 
@@ -186,7 +195,12 @@ def _workers(made: Mapping[str, Any]) -> str:
 
 
 def _operation_tables(made: Mapping[str, Any]) -> list[str]:
-    tables = []
+    kinds = [
+        (worker, phase, *(f"{seconds[kind] * 1e3:,.1f} ms" for kind in get_args(Kind)))
+        for worker, by_phase in made["kinds"].items()
+        for phase, seconds in by_phase.items()
+    ]
+    tables = [page.table("What devices do", ("worker", "phase", *get_args(Kind)), kinds)] if kinds else []
     for worker, by_phase in made["operations"].items():
         rows = [
             (phase, one["name"], one["kind"], f"{one['calls']:,}", f"{one['seconds'] * 1e3:,.1f} ms")
