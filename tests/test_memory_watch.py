@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -60,6 +61,48 @@ def test_time_inside_phases_counts_once_and_starts_anew_with_every_report() -> N
     time.sleep(0.05)
     assert 0.1 <= watch.take().busy_s <= passed
     assert watch.take().busy_s == 0
+
+
+def test_a_cpu_that_computes_is_busy_and_one_that_sleeps_is_not() -> None:
+    watch = MemoryWatch("cpu")
+    with watch.phase("update"):
+        deadline = time.process_time() + 0.1
+        while time.process_time() < deadline:
+            pass
+    working = watch.take()
+    with watch.phase("update"):
+        time.sleep(0.1)
+    sleeping = watch.take()
+    assert working.device_s is not None and sleeping.device_s is not None
+    assert working.device_s >= 0.1 / torch.get_num_threads() and sleeping.device_s < 0.02
+    assert watch.take().device_s is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "seconds"), [(75, 0.75), (ImportError("no pynvml"), None), (RuntimeError("no handle"), None)]
+)
+def test_an_accelerators_share_is_its_drivers_and_unknown_where_there_is_none(
+    answer: int | Exception, seconds: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def utilization() -> int:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    module = SimpleNamespace(
+        utilization=utilization,
+        reset_peak_memory_stats=lambda: None,
+        max_memory_allocated=lambda: 0,
+        max_memory_reserved=lambda: 0,
+        memory_reserved=lambda: 0,
+        mem_get_info=lambda: (1, 1),
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda kind: module)
+    watch = MemoryWatch("cuda")
+    with watch.phase("update"):
+        time.sleep(0.01)
+    taken = watch.take()
+    assert taken.device_s == (None if seconds is None else pytest.approx(seconds * taken.busy_s))
 
 
 def test_those_at_work_count_with_their_peak_and_the_others_with_what_they_hold() -> None:

@@ -149,7 +149,11 @@ class Crew:
         metrics = {f"memory_gib/{name}": gib + self._beside() for name, gib in by_phase(usages).items()}
         allocated = [usage.allocated_gib for usage in usages if usage.allocated_gib is not None]
         for role in dict.fromkeys(roles):
-            metrics[f"{BUSY_S}{role}"] = fmean(u.busy_s for u, of in zip(usages, roles, strict=True) if of == role)
+            own = [usage for usage, of in zip(usages, roles, strict=True) if of == role]
+            metrics[f"{BUSY_S}{role}"] = busy_s = fmean(usage.busy_s for usage in own)
+            computed = [usage.device_s for usage in own if usage.device_s is not None]
+            if computed and busy_s:
+                metrics[f"device_busy/{role}"] = fmean(computed) / busy_s
         return metrics | ({"perf/max_memory_allocated_gb": max(allocated)} if allocated else {})
 
     def start_recording(self, config: ProfileConfig, folder: Path) -> None:

@@ -59,6 +59,21 @@ def used_bytes(kind: str) -> int:
     return total - free
 
 
+def utilization(kind: str) -> float | None:
+    """Return the share of the last moments in which the accelerator computed, as its driver samples it; None unknown.
+
+    A CPU's own is for the process to measure.
+    """
+    try:
+        return float(torch.get_device_module(kind).utilization()) / 100
+    except (AttributeError, ImportError, OSError, RuntimeError):  # no library of the vendor, or one that does not know
+        return None
+    except Exception as error:
+        if type(error).__module__.split(".")[0] in ("pynvml", "amdsmi"):  # their errors derive from nothing narrower
+            return None
+        raise
+
+
 @contextmanager
 def allocations(kind: str, path: Path, max_events: int) -> Iterator[None]:
     """Have the allocator keep its last events in the body, and write its snapshot; nothing where it keeps none."""

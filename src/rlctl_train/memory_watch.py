@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
+import torch
 
 from rlctl_train import device
 from rlctl_train.profiling.ranges import mark
@@ -40,6 +41,8 @@ class Usage:
     """In use on the whole accelerator at the time of the report, by any process and for any purpose."""
     busy_s: float = 0.0
     """Time inside phases."""
+    device_s: float | None = None
+    """Of that, time in which the device computed: on a CPU processor time over threads; None where nobody knows."""
 
 
 @dataclass
@@ -50,15 +53,17 @@ class MemoryWatch:
     _peaks: dict[str, float] = field(default_factory=dict)
     _allocated: float = 0.0
     _running: list[str] = field(default_factory=list)
-    _began: float = 0.0
+    _began: tuple[float, float] = (0.0, 0.0)
+    """Wall and processor time at the beginning of the outermost phase that runs."""
     _busy_s: float = 0.0
+    _device_s: float | None = None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Take the peak of the body as the phase's, if it is the largest so far; a phase inside counts apart."""
         self._note()
         if not self._running:
-            self._began = time.perf_counter()
+            self._began = time.perf_counter(), time.process_time()
         self._running.append(name)
         try:
             with mark(name):
@@ -67,15 +72,29 @@ class MemoryWatch:
             self._note()
             self._running.pop()
             if not self._running:
-                self._busy_s += time.perf_counter() - self._began
+                self._take_time()
 
     def take(self) -> Usage:
         """Return the peaks since the last call."""
-        usage = Usage(_place(self.kind), self._peaks, held_bytes(self.kind) / GIB, busy_s=self._busy_s)
+        usage = Usage(_place(self.kind), self._peaks, held_bytes(self.kind) / GIB)
+        usage = replace(usage, busy_s=self._busy_s, device_s=self._device_s)
         if self.kind != "cpu":
             usage = replace(usage, allocated_gib=self._allocated, used_gib=device.used_bytes(self.kind) / GIB)
-        self._peaks, self._allocated, self._busy_s = {}, 0.0, 0.0
+        self._peaks, self._allocated, self._busy_s, self._device_s = {}, 0.0, 0.0, None
         return usage
+
+    def _take_time(self) -> None:
+        """Count the outermost phase that has just ended."""
+        wall, processor = self._began
+        seconds = time.perf_counter() - wall
+        self._busy_s += seconds
+        if self.kind == "cpu":
+            computed = (time.process_time() - processor) / torch.get_num_threads()
+        elif (share := device.utilization(self.kind)) is not None:
+            computed = share * seconds
+        else:
+            return
+        self._device_s = (self._device_s or 0.0) + min(computed, seconds)
 
     def _note(self) -> None:
         """Give the peak since the last note to the phase that runs, and start again."""

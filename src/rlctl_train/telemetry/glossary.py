@@ -91,6 +91,11 @@ GLOSSARY = (
     Meaning("perf/response_tokens", "tokens", "Response tokens of the step."),
     Meaning("perf/time_per_step", "s", "Wall time of the whole step."),
     Meaning("busy/<role>", "ratio", "Share of the step in which the workers of a role were at work, mean over ranks."),
+    Meaning(
+        "device_busy/<role>",
+        "ratio",
+        "Share of that time in which its devices computed: on CPU processor time over threads, else by the driver.",
+    ),
     Meaning("memory_gib/<phase>", "GiB", "Memory of the fullest device in a phase; on CPU of the host, by this run."),
     Meaning("perf/max_memory_allocated_gb", "GiB", "Most that torch had handed out on a device in the step."),
     Meaning("health/logprob_gap", "nats", "Largest difference between sampled and recomputed log-probabilities."),
