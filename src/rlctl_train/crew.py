@@ -35,8 +35,6 @@ from rlctl_train.stacks import Whereabouts, read_stacks
 from rlctl_train.workers import EngineWorker, RolloutWorker, WorkerSpec
 
 ROLLOUT = "rollout worker"
-BUSY_S = "busy_s/"
-"""Before a role: the seconds that it was at work."""
 DEATH_IS_KNOWN_S = 30.0
 """Ray notices a dead process at once, and a dead node within this time."""
 TOGETHER_S = 1.0
@@ -83,6 +81,8 @@ class Crew:
         self._ended: dict[str, str] = {}
         """Why workers were ended from here, by name."""
         self._beside_gib: float | None = None
+        self._asked_at = time.perf_counter()
+        """When the workers were last asked what their phases took."""
 
     # Making
 
@@ -142,15 +142,17 @@ class Crew:
 
     def memory(self) -> dict[str, float]:
         """Return what the workers' phases took since the last call: memory of the fullest device (on CPU: the host) in
-        GiB, and the seconds that each role was at work, mean over its ranks."""
+        GiB, and the share of the time that each role was at work, mean over its ranks."""
         everyone = {**self.engines, "rollout": self.rollouts}
         roles = [role for role, actors in everyone.items() for _ in actors]
         usages: list[Usage] = collect([actor.memory.remote() for actors in everyone.values() for actor in actors])
         metrics = {f"memory_gib/{name}": gib + self._beside() for name, gib in by_phase(usages).items()}
         allocated = [usage.allocated_gib for usage in usages if usage.allocated_gib is not None]
+        passed_s, self._asked_at = time.perf_counter() - self._asked_at, time.perf_counter()
         for role in dict.fromkeys(roles):
             own = [usage for usage, of in zip(usages, roles, strict=True) if of == role]
-            metrics[f"{BUSY_S}{role}"] = busy_s = fmean(usage.busy_s for usage in own)
+            busy_s = fmean(usage.busy_s for usage in own)
+            metrics[f"busy/{role}"] = busy_s / passed_s
             computed = [usage.device_s for usage in own if usage.device_s is not None]
             if computed and busy_s:
                 metrics[f"device_busy/{role}"] = fmean(computed) / busy_s

@@ -26,7 +26,7 @@ from rlctl_train.config.errors import PREFLIGHT, UserError
 from rlctl_train.config.layout import RunFiles
 from rlctl_train.config.trainer import CheckpointConfig, TrainerConfig, ValidationConfig, WarmStartConfig
 from rlctl_train.controller import Controller
-from rlctl_train.crew import BUSY_S, Crew
+from rlctl_train.crew import Crew
 from rlctl_train.data.loader import PromptLoader, PromptRow
 from rlctl_train.fleet import Fleet
 from rlctl_train.placement import lay_out
@@ -193,8 +193,6 @@ class Stage:
             with mark("memory"):
                 metrics = self._run.take_metrics() | self._fleet.memory()
             seconds = time.perf_counter() - start
-        for name in [name for name in metrics if name.startswith(BUSY_S)]:
-            metrics[f"busy/{name.removeprefix(BUSY_S)}"] = metrics.pop(name) / seconds
         tokens = metrics["perf/total_num_tokens"]
         self.totals.tokens += tokens
         self.totals.seconds += seconds

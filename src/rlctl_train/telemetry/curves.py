@@ -59,7 +59,7 @@ PANELS = (
     Panel("Critic loss", "", ("critic/vf_loss",), smooth=True, from_zero=True),
     Panel("Sampled against recomputed log-probability", "largest gap, nats", ("health/logprob_gap",), log=True),
     Panel("Where a step's time goes", "seconds", tuple(f"timing_s/{name}" for name in TIMES), stacked=True),
-    Panel("Who is at work", "share of the step", ("busy/*",), from_zero=True),
+    Panel("Who is at work", "share of the time", ("busy/*",), from_zero=True),
     Panel("Throughput", "tokens/s per device", ("perf/throughput",), smooth=True, from_zero=True),
     Panel("Warm-start loss", "nats per token", ("train/loss",), ("warm_start",), from_zero=True),
     Panel("Supervised loss", "nats per token", ("train/loss", "val/loss"), ("train", "validation"), from_zero=True),

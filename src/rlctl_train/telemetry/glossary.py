@@ -90,7 +90,11 @@ GLOSSARY = (
     Meaning("perf/total_num_tokens", "tokens", "Prompt and response tokens of the step."),
     Meaning("perf/response_tokens", "tokens", "Response tokens of the step."),
     Meaning("perf/time_per_step", "s", "Wall time of the whole step."),
-    Meaning("busy/<role>", "ratio", "Share of the step in which the workers of a role were at work, mean over ranks."),
+    Meaning(
+        "busy/<role>",
+        "ratio",
+        "Share of the time since the last step's end that a role was at work, mean of its ranks.",
+    ),
     Meaning(
         "device_busy/<role>",
         "ratio",
