@@ -50,8 +50,9 @@ def main() -> int:
         status.end("stopped", INTERRUPTED, UNSAVED)
     except Exception as error:  # the process boundary: whatever went wrong ends in the status file
         traceback.print_exc()
-        problem = triage(error, status, plan_of(files)) if ran_out(error) else explain(error)
-        kind = {"kind": OUT_OF_MEMORY} if ran_out(error) else {}
+        out_of_memory = ran_out(error)
+        problem = triage(error, status, plan_of(files)) if out_of_memory else explain(error)
+        kind = {"kind": OUT_OF_MEMORY} if out_of_memory else {}
         status.end("failed", problem.exit_code, {"what": problem.what, "remedy": problem.remedy, **kind})
         print(f"error: {problem.what}\n  -> {problem.remedy}", file=sys.stderr)
     write_report(files)

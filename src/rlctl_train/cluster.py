@@ -13,7 +13,7 @@ import ray
 from ray._private.parameter import RayParams
 from ray.exceptions import RayError
 
-from rlctl_train.config.errors import LAUNCH, UserError
+from rlctl_train.config.errors import LAUNCH, UserError, first_line
 from rlctl_train.config.trainer import NODES_VARIABLE, RayConfig
 
 Resources = dict[str, float]
@@ -90,7 +90,7 @@ def _join(address: str, timeout_s: float, quiet: dict[str, Any]) -> Any:
         return ray.init(address=address, **quiet)
     except (OSError, RayError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"cannot connect to the Ray cluster at ray.address={address!r}: {_first_line(error)}",
+            f"cannot connect to the Ray cluster at ray.address={address!r}: {first_line(error)}",
             "check HOST:PORT, that it runs (`ray status`) and its token (RAY_AUTH_MODE, RAY_AUTH_TOKEN), or unset "
             "ray.address",
             exit_code=LAUNCH,
@@ -153,7 +153,3 @@ def collect(refs: Iterable[ray.ObjectRef], on_each: Callable[[], None] = lambda:
         ray.get(ready)
         on_each()
     return ray.get(refs)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ray.exceptions import OutOfMemoryError, RayTaskError
 from rlctl_hw.types import Plan
 
-from rlctl_train.config.errors import FAILED, UserError
+from rlctl_train.config.errors import FAILED, UserError, first_line
 from rlctl_train.status import Status
 
 SAID = ("out of memory", "can't allocate memory", "cannot allocate memory")
@@ -32,7 +32,6 @@ def ran_out(error: BaseException) -> bool:
 def triage(error: BaseException, status: Status, plan: Plan) -> UserError:
     """Return what a person can act on: phase, the largest part that was expected in it, and how to ask for less."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    said = str(cause).strip().splitlines()[0] if str(cause).strip() else "no message"
     bands = [band for band in plan.bands if band.phase in PHASES.get(status.phase, ())]
     expected = ""
     if bands:
@@ -45,7 +44,7 @@ def triage(error: BaseException, status: Status, plan: Plan) -> UserError:
             f"{plan.device_memory_gib:.2f}{most}"
         )
     return UserError(
-        f"out of memory in {status.place}: {said}{expected}",
+        f"out of memory in {status.place}: {first_line(cause)}{expected}",
         "`rlctl runs show` names settings that need less; `rlctl plan --fix` and `rlctl calibrate` correct the plan",
         exit_code=FAILED,
     )

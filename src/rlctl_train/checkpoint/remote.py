@@ -26,7 +26,7 @@ from rlctl_train.checkpoint.manifest import (
     step_of,
 )
 from rlctl_train.checkpoint.store import sync, sync_tree
-from rlctl_train.config.errors import PREFLIGHT, UserError
+from rlctl_train.config.errors import PREFLIGHT, UserError, first_line
 
 TRIES = 5
 FIRST_WAIT_S = 1.0
@@ -59,7 +59,7 @@ class RemoteStore:
             raise UserError(f"checkpoint.remote={url!r}: {error}", remedy, exit_code=PREFLIGHT) from error
         except Exception as error:  # the boundary to any file system there is, each with errors of its own
             raise UserError(
-                f"checkpoint.remote={url!r} cannot be written to: {_line(error)}",
+                f"checkpoint.remote={url!r} cannot be written to: {first_line(error)}",
                 "check address, network and credentials, or unset checkpoint.remote",
                 exit_code=PREFLIGHT,
             ) from error
@@ -141,13 +141,10 @@ class RemoteStore:
                 return act()
             except Exception as error:  # the boundary to any file system there is, each with errors of its own
                 if tried == TRIES:
-                    raise RemoteError(f"{what} failed {TRIES} times: {_line(error)}") from error
+                    raise RemoteError(f"{what} failed {TRIES} times: {first_line(error)}") from error
                 wait_s = FIRST_WAIT_S * 2 ** (tried - 1)
-                print(f"{what}: {_line(error)}; trying again in {wait_s:g} s ({tried} of {TRIES})", file=sys.stderr)
+                print(
+                    f"{what}: {first_line(error)}; trying again in {wait_s:g} s ({tried} of {TRIES})", file=sys.stderr
+                )
                 self._sleep(wait_s)
         raise AssertionError("unreachable")
-
-
-def _line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -23,3 +23,8 @@ class UserError(Exception):
 
 def _rebuild(what: str, remedy: str, exit_code: int) -> UserError:
     return UserError(what, remedy, exit_code=exit_code)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says; its class where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
