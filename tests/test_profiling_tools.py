@@ -17,9 +17,9 @@ from rlctl_train import device
 from rlctl_train.config.errors import UserError
 from rlctl_train.config.profile import NsysConfig, ProfileConfig, RocprofConfig
 from rlctl_train.profiling import nsys
+from rlctl_train.profiling.devices import read_devices
 from rlctl_train.profiling.nsys import export, read_export
-from rlctl_train.profiling.rocprof import read_csv
-from rlctl_train.profiling.timeline import Range
+from rlctl_train.profiling.rocprof import read_table
 from rlctl_train.profiling.tools import Profiling, await_reports, choose, wrapper
 
 NSYS_OPTIONS = {
@@ -30,6 +30,7 @@ NSYS_OPTIONS = {
     "cuda-graph-trace": {"graph", "node"},
     "sample": {"process-tree", "system-wide", "none"},
     "python-sampling": {"true", "false"},
+    "wait": {"primary", "all"},
     "force-overwrite": {"true", "false"},
     "output": None,
     "delay": None,
@@ -37,7 +38,6 @@ NSYS_OPTIONS = {
 """Options of `nsys profile` with their values, by the user guide of Nsight Systems; None takes any."""
 ROCPROF_TRACES = {"kernel", "marker", "memory-copy", "rccl", "hip", "hsa", "sys"}
 START = 1_700_000_000_000_000_000
-TIMELINE = [Range("actor_update", START + 500, START + 900, 0, 0, 0)]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_rocprof_is_asked_by_documented_options() -> None:
     assert command is not None
     assert shlex.split(command) == [
         "rocprofv3", "--kernel-trace", "--hip-trace", "--output-format", "csv", "--output-directory", "/runs",
-        "--output-file", "rollout-0", "--", "setsid", "--wait", sys.executable,
+        "--output-file", "rollout-0_%pid%", "--", "setsid", "--wait", sys.executable,
     ]  # fmt: skip
     assert set(RocprofConfig().trace) <= ROCPROF_TRACES
 
@@ -108,7 +108,9 @@ def test_a_report_is_awaited_until_it_grows_no_more_and_one_that_does_not_come_i
     thread.start()
     assert await_reports(tmp_path, "nsys", ["actor-0"], limit_s=60) == []
     assert not thread.is_alive(), "it was still being written"
-    assert await_reports(tmp_path, "nsys", ["actor-0", "rollout-0"], limit_s=0.1) == ["rollout-0"]
+    (tmp_path / "actor-10.nsys-rep").touch()
+    assert await_reports(tmp_path, "nsys", ["actor-0", "actor-1"], limit_s=0.1) == ["actor-1"]
+    assert await_reports(tmp_path, "nsys", ["actor-0"], num_each=2, limit_s=0.1) == ["actor-0"], "a step is missing"
 
 
 def database(path: Path, script: str) -> Path:
@@ -117,14 +119,17 @@ def database(path: Path, script: str) -> Path:
     return path
 
 
-STRINGS = """CREATE TABLE StringIds (id INTEGER PRIMARY KEY, value TEXT NOT NULL);
-INSERT INTO StringIds VALUES (1, 'sm90_gemm'), (2, 'ncclDevKernel_AllGather'), (3, 'actor_update');"""
+STRINGS = f"""CREATE TABLE StringIds (id INTEGER PRIMARY KEY, value TEXT NOT NULL);
+INSERT INTO StringIds VALUES (1, 'sm90_gemm'), (2, 'ncclDevKernel_AllGather'), (3, 'rlctl unix {START + 500}');"""
 NEWER = f"""{STRINGS}
 CREATE TABLE TARGET_INFO_SESSION_START_TIME (utcEpochNs INTEGER, utcTime TEXT, localTime TEXT);
 INSERT INTO TARGET_INFO_SESSION_START_TIME VALUES ({START}, '', '');
 CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL (start INTEGER NOT NULL, end INTEGER NOT NULL, deviceId INTEGER NOT NULL,
     streamId INTEGER NOT NULL, correlationId INTEGER, demangledName INTEGER NOT NULL, shortName INTEGER NOT NULL);
-INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (600, 700, 0, 7, 1, 1, 1), (700, 750, 1, 7, 2, 2, 2);
+INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (600, 700, 0, 7, 1, 1, 1), (650, 750, 0, 9, 2, 2, 2);
+CREATE TABLE CUPTI_ACTIVITY_KIND_GRAPH_TRACE (start INTEGER NOT NULL, end INTEGER NOT NULL, deviceId INTEGER NOT NULL,
+    graphId INTEGER NOT NULL, streamId INTEGER);
+INSERT INTO CUPTI_ACTIVITY_KIND_GRAPH_TRACE VALUES (760, 790, 0, 12, 7);
 CREATE TABLE CUPTI_ACTIVITY_KIND_MEMCPY (start INTEGER, end INTEGER, deviceId INTEGER, copyKind INTEGER, bytes INTEGER);
 INSERT INTO CUPTI_ACTIVITY_KIND_MEMCPY VALUES (800, 810, 0, 1, 64);"""
 OLDER = f"""{STRINGS}
@@ -134,18 +139,22 @@ CREATE TABLE NVTX_EVENTS (start INTEGER NOT NULL, end INTEGER, eventType INTEGER
 INSERT INTO NVTX_EVENTS VALUES (1000, 1400, 59, 3);"""
 
 
-def test_a_newer_export_tells_its_start_and_an_older_one_is_placed_by_a_shared_range(tmp_path: Path) -> None:
-    newer = read_export(database(tmp_path / "new.sqlite", NEWER), TIMELINE)
+def test_a_newer_export_tells_its_start_and_an_older_one_is_placed_by_the_moment_marked(tmp_path: Path) -> None:
+    newer = read_export(database(tmp_path / "new.sqlite", NEWER))
     assert [(one.name, one.start_ns - START, one.end_ns - START) for one in newer] == [
-        ("sm90_gemm", 600, 700), ("ncclDevKernel_AllGather", 700, 750), ("Memcpy HtoD", 800, 810),
+        ("sm90_gemm", 600, 700), ("ncclDevKernel_AllGather", 650, 750), ("CUDA graph", 760, 790),
+        ("Memcpy HtoD", 800, 810),
     ]  # fmt: skip
-    assert all(one.on_device for one in newer) and newer[0].thread != newer[1].thread
-    (older,) = read_export(database(tmp_path / "old.sqlite", OLDER), TIMELINE)
+    assert all(one.on_device for one in newer) and newer[0].thread != newer[1].thread, "neither calls the other"
+    (older,) = read_export(database(tmp_path / "old.sqlite", OLDER))
     assert (older.name, older.start_ns - START, older.end_ns - START) == ("sm90_gemm", 600, 700)
 
 
-def test_an_export_without_any_table_of_ours_is_empty(tmp_path: Path) -> None:
-    assert read_export(database(tmp_path / "x.sqlite", "CREATE TABLE OTHER (id INTEGER);"), TIMELINE) == []
+def test_an_export_without_any_table_of_ours_is_empty_and_one_without_time_says_so(tmp_path: Path) -> None:
+    assert read_export(database(tmp_path / "x.sqlite", "CREATE TABLE OTHER (id INTEGER);")) == []
+    timeless = database(tmp_path / "y.sqlite", OLDER.partition("CREATE TABLE NVTX_EVENTS")[0])
+    with pytest.raises(UserError, match="tells no unix time"):
+        read_export(timeless)
 
 
 def test_a_report_that_cannot_be_exported_here_names_the_command(tmp_path: Path, monkeypatch: Any) -> None:
@@ -167,21 +176,61 @@ def test_a_report_that_cannot_be_exported_here_names_the_command(tmp_path: Path,
     assert export(report) == report.with_suffix(nsys.EXPORT)
 
 
-def test_rocprofs_tables_are_placed_by_a_shared_range(tmp_path: Path) -> None:
-    (tmp_path / "actor-0_marker_api_trace.csv").write_text(
-        '"Domain","Function","Process_Id","Start_Timestamp","End_Timestamp"\n'
-        '"MARKER_CORE_API","other",1,1,2\n"MARKER_CORE_API","actor_update",1,1000,1400\n'
-    )
-    (tmp_path / "actor-0_kernel_trace.csv").write_text(
-        '"Kind","Agent_Id","Kernel_Name","Start_Timestamp","End_Timestamp"\n'
-        '"KERNEL_DISPATCH","Agent 4","Cijk_gemm",1100,1200\n'
-    )
-    (tmp_path / "actor-0_memory_copy_trace.csv").write_text(
-        '"Kind","Direction","Start_Timestamp","End_Timestamp"\n"MEMORY_COPY","HOST_TO_DEVICE",1300,1310\n'
-    )
-    found = read_csv(tmp_path, "actor-0", TIMELINE)
-    assert [(one.name, one.start_ns - START) for one in found] == [("Cijk_gemm", 600), ("Memcpy HOST_TO_DEVICE", 800)]
-    assert read_csv(tmp_path, "rollout-0", TIMELINE) == []
+MARKERS = f"""\
+"Domain","Function","Process_Id","Thread_Id","Correlation_Id","Start_Timestamp","End_Timestamp"
+"MARKER_CORE_API","other",1,1,1,1,2
+"MARKER_CORE_RANGE_API","rlctl unix {START + 500}",1,1,2,1000,1400
+"""
+ROCM_6 = """\
+"Kind","Agent_Id","Queue_Id","Thread_Id","Dispatch_Id","Kernel_Id","Kernel_Name","Correlation_Id","Start_Timestamp","End_Timestamp"
+"KERNEL_DISPATCH",4,1,717,1,12,"Cijk_gemm",1,1100,1200
+"""
+ROCM_7 = """\
+"Kind","Agent_Id","Queue_Id","Stream_Id","Thread_Id","Dispatch_Id","Kernel_Id","Kernel_Name","Start_Timestamp","End_Timestamp"
+"KERNEL_DISPATCH","Agent 4",1,0,717,1,12,"Cijk_gemm",1100,1200
+"KERNEL_DISPATCH","Agent 4",2,3,717,2,13,"ncclDevKernel_Generic",1150,1250
+"""
+COPIES = """\
+"Kind","Direction","Source_Agent_Id","Destination_Agent_Id","Correlation_Id","Start_Timestamp","End_Timestamp"
+"MEMORY_COPY","HOST_TO_DEVICE","Agent 0","Agent 4",3,1300,1310
+"""
+
+
+def test_rocprofs_tables_of_each_version_are_placed_by_the_moment_marked(tmp_path: Path) -> None:
+    (tmp_path / "actor-0_71_marker_api_trace.csv").write_text(MARKERS)
+    kernels, copies = tmp_path / "actor-0_71_kernel_trace.csv", tmp_path / "actor-0_71_memory_copy_trace.csv"
+    copies.write_text(COPIES)
+    for table, names in ((ROCM_6, ["Cijk_gemm"]), (ROCM_7, ["Cijk_gemm", "ncclDevKernel_Generic"])):
+        kernels.write_text(table)
+        found = read_table(kernels)
+        assert [one.name for one in found] == names and found[0].start_ns == START + 600
+        assert len({one.thread for one in found}) == len(names), "one stream does not call another"
+    (copy,) = read_table(copies)
+    assert (copy.name, copy.start_ns - START, copy.thread[0]) == ("Memcpy HOST_TO_DEVICE", 800, "Agent 4")
+    assert len(read_devices(tmp_path, ["actor-0"]).events["actor-0"]) == 3
+    assert read_devices(tmp_path, ["actor-01", "rollout-0"]).events == {"actor-01": [], "rollout-0": []}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("actor-0.1.sqlite", b"SQLite format 3\0 cut off"),
+        ("actor-0_9_kernel_trace.csv", b'"Kind","Kernel_Name","Start_Timestamp","End_Timestamp"\n"K","a",1100,12'),
+        ("actor-0_9_kernel_trace.csv", b'"Kind","Kernel_Name","Start_Timestamp","End_Timestamp"\n"K","a",11'),
+        ("actor-0_9_memory_copy_trace.csv", b'"Kind","Direction"\n"MEMORY_COPY","HOST_TO_DEVICE"\n'),
+        ("step_000003/actor-0.trace.json.gz", b"\x1f\x8b\x08"),
+        ("step_000003/actor-0.trace.json.gz", b"no archive"),
+    ],
+)
+def test_what_is_torn_is_named_and_the_rest_is_read(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / "step_000003").mkdir()
+    (tmp_path / "actor-0_71_marker_api_trace.csv").write_text(MARKERS)
+    (tmp_path / "actor-0_71_kernel_trace.csv").write_text(ROCM_6)
+    (tmp_path / name).write_bytes(content)
+    found = read_devices(tmp_path, ["actor-0"])
+    assert [one.name for one in found.events["actor-0"]] == ["Cijk_gemm"]
+    (unread,) = found.unread
+    assert unread.startswith(Path(name).name)
 
 
 def test_ranges_go_to_nvtx_where_it_is_installed() -> None:

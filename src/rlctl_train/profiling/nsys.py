@@ -1,8 +1,9 @@
-"""Reports of Nsight Systems, by their export to SQLite: kernels and copies with their times.
+"""Reports of Nsight Systems, by their export to SQLite: kernels, graphs and copies with their times.
 
 Tables are made only for what was recorded, and columns come and go between versions: what is missing is left out. Names
 are numbers into `StringIds`. Times count from the session's start, which `TARGET_INFO_SESSION_START_TIME` gives in unix
-time since 2023; where it is missing, a range that the worker's own timeline has too tells the difference. Schema:
+time since 2023, and a range that the worker opens tells in older ones. A CUDA graph is one row, in a table of its own,
+unless its nodes were asked for. Schema:
 https://docs.nvidia.com/nsight-systems/UserGuide/index.html#sqlite-schema-reference
 """
 
@@ -10,16 +11,17 @@ from __future__ import annotations
 
 import sqlite3
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 from rlctl_train.config.errors import UserError
-from rlctl_train.profiling.timeline import Range
+from rlctl_train.profiling.timeline import unix_start
 from rlctl_train.profiling.traces import Event
 
 REPORT, EXPORT = ".nsys-rep", ".sqlite"
 KERNELS = "CUPTI_ACTIVITY_KIND_KERNEL"
+GRAPHS = "CUPTI_ACTIVITY_KIND_GRAPH_TRACE"
 COPIES = {"CUPTI_ACTIVITY_KIND_MEMCPY": "Memcpy", "CUPTI_ACTIVITY_KIND_MEMSET": "Memset"}
 COPY_KINDS = {1: "HtoD", 2: "DtoH", 8: "DtoD", 10: "PtoP"}
 """CUpti_ActivityMemcpyKind."""
@@ -50,58 +52,64 @@ def export(report: Path) -> Path:
     return target
 
 
-def read_export(path: Path, timeline: Sequence[Range]) -> list[Event]:
-    """Return kernels and copies in unix time; `timeline` is the worker's own."""
+def read_export(path: Path) -> list[Event]:
+    """Return kernels, graphs and copies in unix time."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as base:
         tables = {name for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")}
         names = dict(base.execute("SELECT id, value FROM StringIds")) if "StringIds" in tables else {}
-        start = _start(base, tables, names, timeline)
-        return [
-            Event(name, ("device", device), start + begin, start + end, on_device=True)
-            for name, device, begin, end in [*_kernels(base, tables, names), *_copies(base, tables)]
-        ]
+        rows = [*_kernels(base, tables, names), *_named(base, tables, GRAPHS, "CUDA graph"), *_copies(base, tables)]
+        start = _start(path, base, tables, names) if rows else 0
+        return [Event(name, place, start + begin, start + end, on_device=True) for name, place, begin, end in rows]
 
 
-Row = tuple[str, int, int, int]
-"""Name, device, begin and end."""
+Row = tuple[str, tuple[int, int], int, int]
+"""Name, device and stream, begin and end."""
 
 
 def _kernels(base: sqlite3.Connection, tables: set[str], names: dict[int, str]) -> Iterator[Row]:
     if KERNELS not in tables:
         return
     there = _columns(base, KERNELS)
-    name = next((column for column in ("shortName", "demangledName", "name") if column in there), None)
-    device = "deviceId" if "deviceId" in there else "0"
-    for number, where, begin, end in base.execute(f"SELECT {name or 'NULL'}, {device}, start, end FROM {KERNELS}"):
-        yield names.get(number, str(number) if number is not None else "kernel"), where, begin, end
+    name = next((column for column in ("shortName", "demangledName", "name") if column in there), "NULL")
+    for number, *place, begin, end in base.execute(f"SELECT {name}, {_place(there)}, start, end FROM {KERNELS}"):
+        yield names.get(number, str(number) if number is not None else "kernel"), (place[0], place[1]), begin, end
 
 
 def _copies(base: sqlite3.Connection, tables: set[str]) -> Iterator[Row]:
     for table, word in COPIES.items():
-        if table not in tables:
-            continue
-        there = _columns(base, table)
-        kind = "copyKind" if "copyKind" in there else "NULL"
-        device = "deviceId" if "deviceId" in there else "0"
-        for number, where, begin, end in base.execute(f"SELECT {kind}, {device}, start, end FROM {table}"):
-            yield f"{word} {COPY_KINDS.get(number, '')}".strip(), where, begin, end
+        yield from _named(base, tables, table, word)
 
 
-def _start(base: sqlite3.Connection, tables: set[str], names: dict[int, str], timeline: Sequence[Range]) -> int:
+def _named(base: sqlite3.Connection, tables: set[str], table: str, word: str) -> Iterator[Row]:
+    """Return the rows of a table that has no names."""
+    if table not in tables:
+        return
+    there = _columns(base, table)
+    kind = "copyKind" if "copyKind" in there else "NULL"
+    for number, *place, begin, end in base.execute(f"SELECT {kind}, {_place(there)}, start, end FROM {table}"):
+        yield f"{word} {COPY_KINDS.get(number, '')}".strip(), (place[0], place[1]), begin, end
+
+
+def _place(there: set[str]) -> str:
+    return ", ".join(column if column in there else "0" for column in ("deviceId", "streamId"))
+
+
+def _start(path: Path, base: sqlite3.Connection, tables: set[str], names: dict[int, str]) -> int:
     """Return the unix time of the session's zero, in nanoseconds."""
     if START in tables and "utcEpochNs" in _columns(base, START):
         for (epoch,) in base.execute(f"SELECT utcEpochNs FROM {START}"):
             return int(epoch)
-    if RANGES in tables:
-        there = _columns(base, RANGES)
-        text = "text" if "text" in there else "NULL"
-        number = "textId" if "textId" in there else "NULL"
-        for written, key, begin in base.execute(f"SELECT {text}, {number}, start FROM {RANGES} ORDER BY start"):
-            name = written or names.get(key)
-            same = next((one for one in timeline if one.name == name), None)
-            if same is not None:
-                return same.start_ns - begin
-    return 0
+    return unix_start(path, _ranges(base, tables, names))
+
+
+def _ranges(base: sqlite3.Connection, tables: set[str], names: dict[int, str]) -> Iterator[tuple[str | None, int]]:
+    if RANGES not in tables:
+        return
+    there = _columns(base, RANGES)
+    text = "text" if "text" in there else "NULL"
+    number = "textId" if "textId" in there else "NULL"
+    for written, key, begin in base.execute(f"SELECT {text}, {number}, start FROM {RANGES}"):
+        yield written or names.get(key), begin
 
 
 def _columns(base: sqlite3.Connection, table: str) -> set[str]:

@@ -16,7 +16,7 @@ from rlctl_train import device
 from rlctl_train.config.profile import ProfileConfig
 from rlctl_train.memory_watch import held_bytes
 from rlctl_train.profiling.ranges import listening
-from rlctl_train.profiling.timeline import SUFFIX, Timeline
+from rlctl_train.profiling.timeline import SUFFIX, Timeline, moment
 from rlctl_train.profiling.tools import PROGRAMS, chosen
 from rlctl_train.profiling.traces import TRACE
 
@@ -63,6 +63,7 @@ class Recorder:
         if self._config.tool in PROGRAMS:
             yield listening(device.vendor_range)
             yield device.vendor_capture(self._kind)
+            yield device.vendor_range(moment())
             return
         yield _traced(self._config, self._kind, target.with_name(target.name + TRACE))
         if self._config.tool == "memory":

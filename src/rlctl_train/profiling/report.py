@@ -8,12 +8,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, get_args
 
-from rlctl_train.config.errors import UserError
 from rlctl_train.config.layout import RunFiles
-from rlctl_train.profiling import nsys, picture, rocprof
+from rlctl_train.profiling import picture
 from rlctl_train.profiling.advice import advise
-from rlctl_train.profiling.steps import StepProfile, Worker, read_steps, step_folder
-from rlctl_train.profiling.traces import TRACE, Kind, Operation, operations, read_events
+from rlctl_train.profiling.devices import read_devices
+from rlctl_train.profiling.steps import StepProfile, read_steps
+from rlctl_train.profiling.traces import TRACE, Event, Kind, Operation, operations
 from rlctl_train.telemetry import page
 from rlctl_train.telemetry.metrics import read_metrics
 
@@ -27,11 +27,13 @@ def summarize(files: RunFiles, predicted_s: Mapping[str, float]) -> dict[str, An
 
     Seconds and shares of each phase are those of the driver; `busy_s` of each worker are what it was at work in it.
     """
-    unread = _exported(files.profile)
+    profiled = read_steps(files.profile)
+    workers = sorted({(worker.role, worker.rank) for step in profiled for worker in step.workers})
+    found = read_devices(files.profile, (f"{role}-{rank}" for role, rank in workers))
     metrics = {line["step"]: line for line in read_metrics(files.metrics) if line.get("phase") == "train"}
     steps = []
-    for step in read_steps(files.profile):
-        traced = {worker.name: _operations(files, step, worker) for worker in step.workers}
+    for step in profiled:
+        traced = {one.name: _operations(step, found.events[f"{one.role}-{one.rank}"]) for one in step.workers}
         measured = metrics.get(step.step, {})
         steps.append(
             {
@@ -75,7 +77,7 @@ def summarize(files: RunFiles, predicted_s: Mapping[str, float]) -> dict[str, An
             }
         )
     traces = sorted(str(file) for file in files.profile.rglob(f"*{TRACE}"))
-    return {"run": files.root.name, "steps": steps, "traces": traces, "unread": unread}
+    return {"run": files.root.name, "steps": steps, "traces": traces, "unread": found.unread}
 
 
 def write_page(files: RunFiles, summary: Mapping[str, Any]) -> Path:
@@ -114,27 +116,12 @@ def _phase_medians(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: median(seconds) for name, seconds in found.items()}
 
 
-def _operations(files: RunFiles, step: StepProfile, worker: Worker) -> dict[str, list[Operation]]:
-    """Return what a worker's trace shows, by phase; nothing where the tool did not record it."""
-    path = step_folder(files.profile, step.step) / f"{worker.role}-{worker.rank}{TRACE}"
-    exports = files.profile.glob(f"{worker.role}-{worker.rank}*{nsys.EXPORT}")
-    events = [event for export in exports for event in nsys.read_export(export, worker.ranges)]
-    events += rocprof.read_csv(files.profile, f"{worker.role}-{worker.rank}", worker.ranges)
-    if path.exists():
-        events += read_events(path)
-    found = {phase.name: operations(events, phase.spans) for phase in step.phases}
+def _operations(step: StepProfile, events: Sequence[Event]) -> dict[str, list[Operation]]:
+    """Return what a worker's events are in a step, by phase; nothing where no tool recorded it."""
+    start, end = step.span
+    inside = [event for event in events if start <= event.start_ns < end]
+    found = {phase.name: operations(inside, phase.spans) for phase in step.phases}
     return {name: made for name, made in found.items() if made}
-
-
-def _exported(folder: Path) -> list[str]:
-    """Make what reports of Nsight Systems need to be read; return why not, where that fails."""
-    unread = []
-    for report in sorted(folder.glob(f"*{nsys.REPORT}")):
-        try:
-            nsys.export(report)
-        except UserError as error:
-            unread.append(f"{error.what}: {error.remedy}")
-    return unread
 
 
 def _by_kind(made: Sequence[Operation]) -> dict[str, float]:

@@ -6,15 +6,19 @@ Times are nanoseconds of the unix clock, so that processes, and hosts whose cloc
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rlctl_train.config.errors import UserError
+
 SUFFIX = ".ranges.json"
+MOMENT = re.compile(r"rlctl unix (\d+)")
 
 
 @dataclass(frozen=True)
@@ -68,3 +72,16 @@ def read_ranges(path: Path) -> tuple[dict[str, Any], list[Range]]:
     content = json.loads(path.read_text())
     ranges = [Range(**one) for one in content.pop("ranges")]
     return content, ranges
+
+
+def moment() -> str:
+    """Return a name for a range that begins now, which tells a profiler with a clock of its own the unix time."""
+    return f"rlctl unix {time.time_ns()}"
+
+
+def unix_start(path: Path, marks: Iterable[tuple[str | None, int]]) -> int:
+    """Return the unix time of a report's zero in nanoseconds, by names of ranges in it and their beginnings there."""
+    for name, start in marks:
+        if told := MOMENT.fullmatch(name or ""):
+            return int(told[1]) - start
+    raise UserError(f"{path.name} tells no unix time", "record markers too, which tell it")

@@ -16,7 +16,7 @@ from rlctl_train.config.profile import ProfileConfig, Tool
 AROUND: dict[str, Tool] = {"cuda": "nsys", "rocm": "rocprof"}
 """By kind of device the tool that is taken where its program is there."""
 PROGRAMS: dict[Tool, str] = {"nsys": "nsys", "rocprof": "rocprofv3"}
-REPORTS: dict[Tool, str] = {"nsys": "*.nsys-rep", "rocprof": "*"}
+REPORTS: dict[Tool, str] = {"nsys": ".*nsys-rep", "rocprof": "_*"}
 """Names of what a program writes, after its worker's."""
 APART = ("setsid", "--wait")
 """The worker in a session of its own: Ray kills the process group of a worker that has ended, which is when the program
@@ -68,17 +68,19 @@ def reports(folder: Path, tool: Tool, names: Iterable[str]) -> dict[str, list[Pa
     return {name: sorted(folder.glob(f"{name}{REPORTS[tool]}")) for name in names}
 
 
-def await_reports(folder: Path, tool: Tool, names: Iterable[str], limit_s: float = WRITTEN_WITHIN_S) -> list[str]:
-    """Wait until every worker's report is there and grows no more; return the workers whose report did not come.
+def await_reports(
+    folder: Path, tool: Tool, names: Iterable[str], *, num_each: int = 1, limit_s: float = WRITTEN_WITHIN_S
+) -> list[str]:
+    """Wait until every worker's reports are there and grow no more; return the workers of which one did not come.
 
-    A program writes when its worker ends, which takes it a while.
+    A program writes when its worker ends, or a capture in it does, which takes it a while.
     """
     names, before = list(names), dict[Path, int]()
     deadline = time.monotonic() + limit_s
     while True:
         found = reports(folder, tool, names)
         sizes = {path: path.stat().st_size for paths in found.values() for path in paths}
-        missing = [name for name, paths in found.items() if not paths]
+        missing = [name for name, paths in found.items() if len(paths) < num_each]
         if (not missing and sizes == before) or time.monotonic() > deadline:
             return missing
         before = sizes
@@ -108,18 +110,21 @@ class Profiling:
 
     def await_reports(self) -> None:
         """Wait for what the programs write, and say what did not come."""
-        missing = await_reports(self._folder, self.config.tool, self.wrapped)
+        num_each = _num_captures(self.config) if self.config.tool == "nsys" and self._device == "cuda" else 1
+        missing = await_reports(self._folder, self.config.tool, self.wrapped, num_each=num_each)
         if missing:
-            print(f"warning: {self.config.tool} wrote no report of {', '.join(missing)}", file=sys.stderr)
+            print(f"warning: {self.config.tool} wrote too few reports of {', '.join(missing)}", file=sys.stderr)
 
 
 def _nsys(config: ProfileConfig, device: str, output: Path) -> list[str]:
-    """On CUDA nothing is recorded before a step asks for it by CUDA's own calls; each step is a report of its own.
+    """On CUDA nothing is recorded before a step asks for it by CUDA's own calls; each step is a report of its own,
+    which nsys numbers and writes while the worker goes on: `repeat:N` ends captures, not the worker.
 
-    Elsewhere nobody can ask, and the worker's whole life is recorded.
+    Elsewhere nobody can ask, and the worker's whole life is recorded. It is the worker's end that is waited for, not
+    that of processes that it leaves behind.
     """
-    nsys, num_steps = config.nsys, config.last_step - config.first_step + 1
-    asked = ["--capture-range=cudaProfilerApi", f"--capture-range-end=repeat:{num_steps}"] if device == "cuda" else []
+    nsys, ended = config.nsys, f"--capture-range-end=repeat:{_num_captures(config)}"
+    asked = ["--capture-range=cudaProfilerApi", ended] if device == "cuda" else []
     options = [
         f"--trace={','.join(nsys.trace)}",
         *asked,
@@ -127,6 +132,7 @@ def _nsys(config: ProfileConfig, device: str, output: Path) -> list[str]:
         f"--cuda-graph-trace={nsys.cuda_graph_trace}",
         f"--sample={nsys.sample}",
         f"--python-sampling={_word(nsys.python_sampling)}",
+        "--wait=primary",
         "--force-overwrite=true",
         f"--output={output}",
     ]
@@ -135,9 +141,15 @@ def _nsys(config: ProfileConfig, device: str, output: Path) -> list[str]:
     return ["profile", *options]
 
 
+def _num_captures(config: ProfileConfig) -> int:
+    return config.last_step - config.first_step + 1
+
+
 def _rocprof(config: ProfileConfig, folder: Path, name: str) -> list[str]:
+    """Each process of the worker's writes files of its own, lest a child's take the place of the worker's."""
     traces = [f"--{trace}-trace" for trace in config.rocprof.trace]
-    return [*traces, "--output-format", "csv", "--output-directory", str(folder), "--output-file", name, "--"]
+    names = ["--output-directory", str(folder), "--output-file", f"{name}_%pid%"]
+    return [*traces, "--output-format", "csv", *names, "--"]
 
 
 def _word(value: bool) -> str:
