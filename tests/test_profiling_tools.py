@@ -47,16 +47,22 @@ START = 1_700_000_000_000_000_000
         ("cuda", "", "torch", "nsys is not on PATH"),
         ("rocm", "rocprofv3", "rocprof", "/bin/rocprofv3 is there"),
         ("rocm", "nsys", "torch", "rocprofv3 is not on PATH"),
-        ("ascend", "nsys", "torch", "torch.profiler is what records on ascend"),
+        ("ascend", "torch_npu", "msprof", "torch_npu is there"),
+        ("ascend", "nsys", "torch", "torch_npu is not installed"),
         ("cpu", "nsys", "torch", "torch.profiler is what records on cpu"),
     ],
 )
 def test_auto_takes_the_vendors_profiler_where_it_is_there_and_says_why(
     device: str, there: str, tool: str, why: str
 ) -> None:
-    choice = choose(ProfileConfig(), device, lambda name: f"/bin/{name}" if name == there else None)
+    choice = choose(ProfileConfig(), device, lambda name: f"/bin/{name}" if name == there else None, there.__eq__)
     assert choice.tool == tool and why in choice.why
     assert choose(ProfileConfig(tool="ranges"), device).tool == "ranges"
+
+
+def test_a_profiler_that_is_asked_for_and_not_there_is_told_at_once() -> None:
+    with pytest.raises(UserError, match="torch_npu is not installed"):
+        choose(ProfileConfig(tool="msprof"), "ascend", has=lambda name: False)
 
 
 def test_nsys_is_asked_by_documented_options_and_records_only_on_request() -> None:

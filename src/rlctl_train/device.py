@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlctl_train.config.profile import MsprofConfig
+
 COLLECTIVES = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 """Communication backend of torch.distributed for each device type."""
 
@@ -86,18 +88,31 @@ def allocations(kind: str, path: Path, max_events: int) -> Iterator[None]:
 
 
 def vendor_range(name: str) -> AbstractContextManager[object]:
-    """Return a range that NVIDIA's and AMD's profilers show: by the nvtx package (extra `profile`) where it is
-    installed, else by torch, under whose NVTX name ROCm has roctx."""
-    nvtx = _nvtx()
+    """Return a range that the vendor's profiler shows: Ascend's by torch_npu (mstx), NVIDIA's by the nvtx package
+    (extra `profile`) where it is installed, else by torch, under whose NVTX name ROCm has roctx."""
+    torch_npu = _optional("torch_npu")
+    if torch_npu is not None:
+        return _mstx_range(torch_npu.npu.mstx, name)
+    nvtx = _optional("nvtx")
     if nvtx is not None and torch.version.hip is None:
         return nvtx.annotate(name, domain="rlctl")
     return torch.cuda.nvtx.range(name) if torch.cuda.is_available() else nullcontext()
 
 
-@cache
-def _nvtx() -> Any:
+@contextmanager
+def _mstx_range(mstx: Any, name: str) -> Iterator[None]:
+    """On the host alone: a range with a stream would be a task of the device too."""
+    number = mstx.range_start(name)
     try:
-        return importlib.import_module("nvtx")
+        yield
+    finally:
+        mstx.range_end(number)
+
+
+@cache
+def _optional(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
     except ImportError:
         return None
 
@@ -114,6 +129,35 @@ def vendor_capture(kind: str) -> Iterator[None]:
     finally:
         synchronize(kind)
         torch.cuda.profiler.stop()
+
+
+@contextmanager
+def ascend_profiled(
+    options: MsprofConfig, target: Path, kind: str, *, shapes: bool = False, stacks: bool = False
+) -> Iterator[None]:
+    """Have torch_npu's profiler record the body into a folder `TARGET_*_ascend_pt`.
+
+    It says what fails and goes on; whether anything was written is for the reader to see.
+    """
+    profiler = importlib.import_module("torch_npu").profiler
+    # The folder is set when the handler is made, so that one has to be made where no analysis is wanted too.
+    handler = profiler.tensorboard_trace_handler(str(target.parent), target.name, analyse_flag=options.analyse_flag)
+    with profiler.profile(
+        activities=[profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.NPU],
+        on_trace_ready=handler,
+        record_shapes=shapes,
+        with_stack=stacks,
+        experimental_config=profiler._ExperimentalConfig(
+            profiler_level=getattr(profiler.ProfilerLevel, options.profiler_level),
+            aic_metrics=getattr(profiler.AiCMetrics, options.aic_metrics),
+            l2_cache=options.l2_cache,
+            data_simplification=options.data_simplification,
+            export_type=profiler.ExportType.Text,
+            mstx=True,
+        ),
+    ):
+        yield
+        synchronize(kind)
 
 
 def random_state(device: torch.device) -> Tensor:

@@ -8,15 +8,16 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from rlctl_train.config.base import Choices, Config
 
-Tool = Literal["auto", "ranges", "torch", "memory", "nsys", "rocprof"]
+Tool = Literal["auto", "ranges", "torch", "memory", "nsys", "rocprof", "msprof"]
 TOOLS = Choices(
     {
-        "auto": "nsys on CUDA and rocprof on ROCm where the program is on PATH, torch elsewhere",
+        "auto": "nsys on CUDA, rocprof on ROCm and msprof on Ascend where it is installed, torch elsewhere",
         "ranges": "nothing but phases and the ranges inside them, which costs next to nothing",
         "torch": "torch.profiler: every operation and kernel, as a trace for Perfetto",
         "memory": "torch.profiler with allocations; on CUDA the allocator's own history too",
         "nsys": "NVIDIA Nsight Systems around each worker",
         "rocprof": "AMD's rocprofv3 around each worker",
+        "msprof": "CANN's collector, by torch_npu's profiler inside each worker",
     }
 )
 Profiled = Literal["actor", "reference", "critic", "reward_model", "teacher", "rollout", "score"]
@@ -60,6 +61,31 @@ ROCPROF_TRACES = Choices(
         "sys": "all of these",
     }
 )
+ProfilerLevel = Literal["Level0", "Level1", "Level2"]
+PROFILER_LEVELS = Choices(
+    {
+        "Level0": "kernels and collectives with their times",
+        "Level1": "also their types, AscendCL's calls and what collectives transfer",
+        "Level2": "also the runtime's calls and operators on the device's CPU",
+    }
+)
+AicMetrics = Literal[
+    "AiCoreNone", "PipeUtilization", "ArithmeticUtilization", "Memory", "MemoryL0", "MemoryUB",
+    "ResourceConflictRatio", "L2Cache", "MemoryAccess",
+]  # fmt: skip
+AIC_METRICS = Choices(
+    {
+        "AiCoreNone": "none",
+        "PipeUtilization": "time of computing and of moving data",
+        "ArithmeticUtilization": "shares of the kinds of arithmetic",
+        "Memory": "instructions to memory outside the core",
+        "MemoryL0": "instructions to the core's L0 buffers",
+        "MemoryUB": "instructions to the unified buffer",
+        "ResourceConflictRatio": "waits of the pipelines for each other",
+        "L2Cache": "hits and misses of the L2 cache",
+        "MemoryAccess": "bandwidth of memory accesses on the core",
+    }
+)
 
 
 class NsysConfig(Config):
@@ -90,6 +116,28 @@ class RocprofConfig(Config):
     """What is traced, each `--NAME-trace`."""
 
 
+class MsprofConfig(Config):
+    """Options of `torch_npu.profiler`, by its own names: it drives CANN's msprof from inside a worker."""
+
+    profiler_level: Annotated[ProfilerLevel, PROFILER_LEVELS] = "Level1"
+    """How much is collected."""
+    aic_metrics: Annotated[AicMetrics, AIC_METRICS] = "AiCoreNone"
+    """Counters of the AI cores, a column each in `kernel_details.csv`; from Level1 on."""
+    l2_cache: bool = False
+    """Collect the L2 cache's hit rates."""
+    data_simplification: bool = True
+    """Delete what the analysis was made of but the raw data."""
+    analyse_flag: bool = True
+    """Analyse each step at its end, for which the run waits; without it there is nothing to report until it is done by
+    hand."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MsprofConfig:
+        if self.profiler_level == "Level0" and self.aic_metrics != "AiCoreNone":
+            raise ValueError(f"aic_metrics={self.aic_metrics} wants profiler_level=Level1 or Level2")
+        return self
+
+
 class ProfileConfig(Config):
     """A bounded profile."""
 
@@ -104,13 +152,15 @@ class ProfileConfig(Config):
     ranks: tuple[NonNegativeInt, ...] = (0,)
     """Ranks of each role that are recorded by the tool; empty means all."""
     shapes: bool = False
-    """Record the shapes of every operation's arguments (torch.profiler)."""
+    """Record the shapes of every operation's arguments (torch, memory, msprof)."""
     stacks: bool = False
-    """Record the Python stack of every operation (torch.profiler); traces grow several times."""
+    """Record the Python stack of every operation (torch, memory, msprof); traces grow several times."""
     nsys: NsysConfig = NsysConfig()
     """Options of Nsight Systems."""
     rocprof: RocprofConfig = RocprofConfig()
     """Options of rocprofv3."""
+    msprof: MsprofConfig = MsprofConfig()
+    """Options of torch_npu's profiler."""
 
     @model_validator(mode="after")
     def _check(self) -> ProfileConfig:

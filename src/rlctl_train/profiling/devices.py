@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlctl_train.config.errors import UserError, first_line
-from rlctl_train.profiling import nsys, rocprof
+from rlctl_train.profiling import msprof, nsys, rocprof
 from rlctl_train.profiling.traces import TRACE, Event, read_events
 
-TORN = (OSError, EOFError, ValueError, LookupError, TypeError, csv.Error, sqlite3.Error, zlib.error)
+TORN = (
+    OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, csv.Error, sqlite3.Error, zlib.error,
+)  # fmt: skip
 """What reading a file that was cut off, or is of another format, ends with."""
 Source = tuple[Path, Callable[[Path], list[Event]]]
 """A file or folder and its reader."""
@@ -58,3 +60,6 @@ def _sources(folder: Path, name: str) -> Iterator[Source]:
             yield path, rocprof.read_table
     for path in sorted(folder.glob(f"step_*/{name}{TRACE}")):
         yield path, read_events
+    for path in sorted(folder.glob(f"step_*/{name}_*{msprof.FOLDER}")):
+        yield path, msprof.read_kernels
+        yield path, msprof.read_copies

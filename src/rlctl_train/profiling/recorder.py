@@ -65,6 +65,11 @@ class Recorder:
             yield device.vendor_capture(self._kind)
             yield device.vendor_range(moment())
             return
+        if self._config.tool == "msprof":
+            shapes, stacks = self._config.shapes, self._config.stacks
+            yield device.ascend_profiled(self._config.msprof, target, self._kind, shapes=shapes, stacks=stacks)
+            yield listening(device.vendor_range)
+            return
         yield _traced(self._config, self._kind, target.with_name(target.name + TRACE))
         if self._config.tool == "memory":
             yield device.allocations(self._kind, target.with_name(target.name + SNAPSHOT), MAX_EVENTS)

@@ -8,13 +8,15 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+from rlctl_train.config.errors import UserError
 from rlctl_train.config.layout import write_json
 from rlctl_train.config.profile import ProfileConfig, Tool
 
-AROUND: dict[str, Tool] = {"cuda": "nsys", "rocm": "rocprof"}
-"""By kind of device the tool that is taken where its program is there."""
+VENDORS: dict[str, Tool] = {"cuda": "nsys", "rocm": "rocprof", "ascend": "msprof"}
+"""By kind of device the tool that is taken where it is installed."""
 PROGRAMS: dict[Tool, str] = {"nsys": "nsys", "rocprof": "rocprofv3"}
 REPORTS: dict[Tool, str] = {"nsys": ".*nsys-rep", "rocprof": "_*"}
 """Names of what a program writes, after its worker's."""
@@ -33,13 +35,33 @@ class Choice:
     why: str
 
 
-def choose(config: ProfileConfig, device: str, which: Callable[[str], str | None] = shutil.which) -> Choice:
-    """Return the tool for a kind of device; `auto` takes the vendor's where its program is on PATH of the driver."""
+def is_installed(module: str) -> bool:
+    """Return whether a module of Python could be imported."""
+    return find_spec(module) is not None
+
+
+def choose(
+    config: ProfileConfig,
+    device: str,
+    which: Callable[[str], str | None] = shutil.which,
+    has: Callable[[str], bool] = is_installed,
+) -> Choice:
+    """Return the tool for a kind of device; `auto` takes the vendor's where the driver finds its program on PATH, or on
+    Ascend torch_npu, whose profiler it is."""
+    tool = VENDORS.get(device, "torch") if config.tool == "auto" else config.tool
+    if tool == "msprof" and not has("torch_npu"):
+        if config.tool == "auto":
+            return Choice("torch", "torch_npu is not installed, so torch.profiler records")
+        raise UserError(
+            "profile.tool=msprof records by torch_npu's profiler, and torch_npu is not installed",
+            "take profile.tool=auto, which takes what is there",
+        )
     if config.tool != "auto":
-        return Choice(config.tool, "profile.tool names it")
-    if device not in AROUND:
-        return Choice("torch", f"torch.profiler is what records on {device}")
-    tool = AROUND[device]
+        return Choice(tool, "profile.tool names it")
+    if tool == "torch":
+        return Choice(tool, f"torch.profiler is what records on {device}")
+    if tool == "msprof":
+        return Choice(tool, "torch_npu is there; of workers that share a device it records one at a time, see --roles")
     found = which(PROGRAMS[tool])
     if found is None:
         return Choice("torch", f"{PROGRAMS[tool]} is not on PATH, so torch.profiler records")

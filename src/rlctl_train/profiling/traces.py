@@ -18,8 +18,10 @@ from rlctl_train.profiling.steps import Span
 
 TRACE = ".trace.json.gz"
 Kind = Literal["compute", "communication", "copy"]
-ON_HOST, ON_DEVICE = {"cpu_op"}, {"kernel", "gpu_memcpy", "gpu_memset"}
-COMMUNICATION = re.compile(r"nccl|rccl|hccl|gloo|c10d|all_?reduce|all_?gather|reduce_?scatter|broadcast_|barrier", re.I)
+ON_HOST, ON_DEVICE = {"cpu_op"}, {"kernel", "gpu_memcpy", "gpu_memset", "collective_comm"}
+COMMUNICATION = re.compile(
+    r"nccl|rccl|hccl|hcom_|gloo|c10d|all_?reduce|all_?gather|reduce_?scatter|broadcast_|barrier", re.I
+)
 COPY = re.compile(r"memcpy|memset|copy_|_to_copy|clone|contiguous", re.I)
 
 
