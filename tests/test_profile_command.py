@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,42 +109,50 @@ def test_a_profile_of_ppo_on_two_ranks_adds_up_and_is_shown(at_home: Path, capfd
     assert "1.00x" in capfd.readouterr().out
 
 
-STAND_IN = """#!/bin/sh
-# In place of Nsight Systems: runs what it is given, and writes its report once that has ended.
-[ "$1" = profile ] || { echo "no such switch here" >&2; exit 2; }
-shift
-while :; do
-    case "$1" in
-        --output=*) output=${1#--output=}; shift ;;
-        --*) shift ;;
-        *) break ;;
-    esac
-done
-"$@"
-sleep 1
-echo "$@" > "$output.nsys-rep"
-"""
+STAND_INS = Path(__file__).with_name("stand_ins")
+
+
+def stand_in(tool: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put what stands in for a profiler where the run finds it: a program on PATH, or a package of Python."""
+    if tool == "msprof":
+        shutil.copytree(STAND_INS / "torch_npu", folder / "torch_npu")
+        monkeypatch.setenv("PYTHONPATH", str(folder))
+        return
+    program = folder / {"nsys": "nsys", "rocprof": "rocprofv3"}[tool]
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {STAND_INS}/programs.py {program.name} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
 @pytest.mark.long
-def test_nsys_goes_around_the_chosen_worker_and_its_report_is_awaited(
-    at_home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("tool", "report", "kernel"),
+    [
+        ("nsys", "actor-0.nsys-rep", "standin_gemm"),
+        ("rocprof", "actor-0_*_kernel_trace.csv", "standin_gemm"),
+        ("msprof", "step_000002/actor-0_*_ascend_pt", "aclnnMatmul_MatMulCommon_MatMulV2"),
+    ],
+)
+def test_a_vendors_profiler_records_the_chosen_worker_and_its_kernels_are_reported_in_their_phases(
+    tool: str, report: str, kernel: str, at_home: Path, capfd: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    """A stand-in for nsys; what is asked of the real one is held against its manual in test_profiling_tools."""
-    program = at_home / "bin" / "nsys"
-    program.parent.mkdir()
-    program.write_text(STAND_IN)
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    """Stand-ins, which refuse what the manuals do not know and write what they document."""
+    (at_home / "stand_in").mkdir()
+    stand_in(tool, at_home / "stand_in", monkeypatch)
     shutil.copy(Path(__file__).with_name("digit_reward.py"), at_home)
     config = runs.CONFIG | {"reward": {"type": "custom", "path": "digit_reward.py:digits"}}
     (at_home / "tiny.json").write_text(json.dumps(config))
-    asked = ("--steps", "1:2", "--tool", "nsys", "--roles", "actor", "--name", "under", "-y")
+    asked = ("--steps", "1:2", "--roles", "actor", "--name", "under", "-y", f"profile.tool={tool}")
     assert app.run(["profile", "-c", "tiny.json", *asked]) == 0
-    said = capfd.readouterr()
+    assert "cannot" not in capfd.readouterr().err
     files = RunFiles(at_home / "runs" / "under")
-    (report,) = files.profile.glob("*.nsys-rep")
-    assert report.name == "actor-0.nsys-rep" and "default_worker.py" in report.read_text()
-    assert "cannot export" in said.err and "no such switch here" in said.err
-    assert "profile: nsys: profile.tool names it" in files.driver_log.read_text()
-    assert "update_actor" in said.out
+    assert len(list(files.profile.glob(report))) == 1
+    log = files.driver_log.read_text()
+    assert f"profile: {tool}: profile.tool names it" in log and "too few reports" not in log
+    assert kernel in (files.profile / "report.html").read_text()
+    assert app.run(["profile", "report", "under", "-o", "json"]) == 0
+    summary = json.loads(capfd.readouterr().out)
+    assert summary["unread"] == [] and [step["step"] for step in summary["steps"]] == [1, 2]
+    for step in summary["steps"]:
+        assert kernel in [one["name"] for one in step["operations"]["actor 0"]["update_actor"]]
+        assert set(step["operations"]) == {"actor 0"}

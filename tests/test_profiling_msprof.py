@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from rlctl_train.profiling.devices import read_devices
 from rlctl_train.profiling.msprof import read_copies, read_kernels
 from rlctl_train.profiling.ranges import mark
 from rlctl_train.profiling.recorder import Recordable
-from rlctl_train.profiling.timeline import read_ranges
+from rlctl_train.profiling.timeline import read_ranges, unix_start
 from rlctl_train.profiling.traces import kind_of
 
 START_US = 1_700_000_000_000_000
@@ -152,3 +153,16 @@ def test_a_step_that_is_not_analysed_is_named(torch_npu: Any, tmp_path: Path) ->
     worker.stop_recording()
     (unread,) = read_devices(tmp_path, ["actor-0"]).unread
     assert "analyse(" in unread and "actor-0_" in unread
+
+
+def test_a_program_around_a_worker_is_told_the_unix_time_in_each_step(torch_npu: Any, tmp_path: Path) -> None:
+    worker, marks = Recordable(), importlib.import_module("torch_npu").npu.MARKS
+    for step in ("step_000003", "step_000004"):
+        marks.clear()
+        worker.start_recording(ProfileConfig(tool="rocprof"), "actor", 0, "cpu", tmp_path / step)
+        with mark("actor_update"):
+            pass
+        worker.stop_recording()
+        (moment, at_ns), *_ = marks
+        assert [name for name, _ in marks[1:3]] == ["+actor_update", "-actor_update"]
+        assert abs(unix_start(tmp_path, [("other", 1), (moment.removeprefix("+"), 5)]) + 5 - at_ns) < 10**8

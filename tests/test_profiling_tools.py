@@ -9,34 +9,20 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from rlctl_train import device
 from rlctl_train.config.errors import UserError
-from rlctl_train.config.profile import NsysConfig, ProfileConfig, RocprofConfig
+from rlctl_train.config.profile import NsysConfig, ProfileConfig, RocprofConfig, RocprofTrace
 from rlctl_train.profiling import nsys
 from rlctl_train.profiling.devices import read_devices
 from rlctl_train.profiling.nsys import export, read_export
 from rlctl_train.profiling.rocprof import read_table
 from rlctl_train.profiling.tools import Profiling, await_reports, choose, wrapper
+from tests.stand_ins.manuals import NSYS_PROFILE, ROCPROFV3, parse
 
-NSYS_OPTIONS = {
-    "trace": {"cuda", "cuda-hw", "nvtx", "cublas", "cublas-verbose", "cudnn", "cusparse", "osrt", "mpi", "ucx"},
-    "capture-range": {"none", "cudaProfilerApi", "hotkey", "nvtx"},
-    "capture-range-end": {"none", "stop", "stop-shutdown", "repeat", "repeat-shutdown"},
-    "cuda-memory-usage": {"true", "false"},
-    "cuda-graph-trace": {"graph", "node"},
-    "sample": {"process-tree", "system-wide", "none"},
-    "python-sampling": {"true", "false"},
-    "wait": {"primary", "all"},
-    "force-overwrite": {"true", "false"},
-    "output": None,
-    "delay": None,
-}
-"""Options of `nsys profile` with their values, by the user guide of Nsight Systems; None takes any."""
-ROCPROF_TRACES = {"kernel", "marker", "memory-copy", "rccl", "hip", "hsa", "sys"}
 START = 1_700_000_000_000_000_000
 
 
@@ -69,12 +55,9 @@ def test_nsys_is_asked_by_documented_options_and_records_only_on_request() -> No
     config = ProfileConfig(tool="nsys", first_step=3, last_step=5, nsys=NsysConfig(python_sampling=True, delay_s=1.5))
     command = wrapper(config, "cuda", Path("/runs/a b/profile"), "actor", 0)
     assert command is not None
-    program, verb, *options, _, _, _ = words = shlex.split(command)
-    assert (program, verb, words[-3:]) == ("nsys", "profile", ["setsid", "--wait", sys.executable])
-    given = dict(option.removeprefix("--").split("=", 1) for option in options)
-    for name, value in given.items():
-        allowed = NSYS_OPTIONS[name]
-        assert allowed is None or {part.partition(":")[0] for part in value.split(",")} <= allowed, name
+    program, verb, *words = shlex.split(command)
+    given, behind = parse(words, NSYS_PROFILE)
+    assert (program, verb, behind) == ("nsys", "profile", ["setsid", "--wait", sys.executable])
     assert given["capture-range"] == "cudaProfilerApi" and given["capture-range-end"] == "repeat:3"
     assert given["output"] == "/runs/a b/profile/actor-0" and given["python-sampling"] == "true"
     on_cpu = wrapper(config, "cpu", Path("/runs"), "actor", 0)
@@ -89,7 +72,23 @@ def test_rocprof_is_asked_by_documented_options() -> None:
         "rocprofv3", "--kernel-trace", "--hip-trace", "--output-format", "csv", "--output-directory", "/runs",
         "--output-file", "rollout-0_%pid%", "--", "setsid", "--wait", sys.executable,
     ]  # fmt: skip
-    assert set(RocprofConfig().trace) <= ROCPROF_TRACES
+    every = get_args(RocprofTrace)
+    command = wrapper(config.model_copy(update={"rocprof": RocprofConfig(trace=every)}), "rocm", Path("/r"), "actor", 0)
+    assert command is not None
+    assert parse(shlex.split(command)[1:], ROCPROFV3)[1] == ["setsid", "--wait", sys.executable]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--trase=cuda"], "no option --trase"),
+        (["--trace=cuda,gpu"], "--trace takes no"),
+        (["--wait", "never"], "wait"),
+    ],
+)
+def test_the_stand_ins_refuse_what_the_manual_does_not_know(words: list[str], said: str) -> None:
+    with pytest.raises(SystemExit, match=said):
+        parse(words, NSYS_PROFILE)
 
 
 def test_only_the_workers_asked_for_run_under_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
