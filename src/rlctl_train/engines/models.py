@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
@@ -56,14 +57,14 @@ class Decoder(nn.Module):
         """Yield each parameter that is trained, adapters and all."""
         yield from ((name, p) for name, p in self.lm.named_parameters() if p.requires_grad)
 
-    @property
+    @cached_property
     def num_matrix_parameters(self) -> int:
         """Parameters that take part in matrix products: all matrices but an input embedding of its own."""
         matrices = sum(p.numel() for _, p in self.named_weights() if p.ndim > 1)
         embedding = cast(nn.Embedding, self.lm.get_input_embeddings()).weight.numel()
         return matrices if self.lm.config.tie_word_embeddings else matrices - embedding
 
-    @property
+    @cached_property
     def attention_width(self) -> int:
         """Layers x query heads x head size."""
         config = self.lm.config.get_text_config()
