@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from rlctl_train.config.profile import ProfileConfig
 from rlctl_train.profiling.layers import layer_ranges
 from rlctl_train.profiling.ranges import listening, mark, marked
-from rlctl_train.profiling.recorder import Recordable
+from rlctl_train.profiling.recorder import Recordable, Who
 from rlctl_train.profiling.timeline import Timeline, read_ranges
 
 
@@ -102,7 +102,7 @@ def test_every_call_of_a_layer_is_a_range_recomputed_ones_and_failed_ones_too() 
 
 def test_a_worker_records_its_ranges_and_one_that_came_later_has_nothing_to_write(tmp_path: Path) -> None:
     worker, later = Recordable(), Recordable()
-    worker.start_recording(ProfileConfig(tool="ranges"), "actor", 1, "cpu", tmp_path / "step")
+    worker.start_recording(ProfileConfig(tool="ranges"), Who("actor", 1, "cpu", slot=3), tmp_path / "step")
     with mark("actor_update"):
         pass
     for one in (worker, later):
@@ -110,5 +110,5 @@ def test_a_worker_records_its_ranges_and_one_that_came_later_has_nothing_to_writ
     with mark("afterwards"):
         pass
     facts, (only,) = read_ranges(tmp_path / "step" / "actor-1.ranges.json")
-    assert (facts["role"], facts["rank"], only.name) == ("actor", 1, "actor_update")
+    assert (facts["role"], facts["rank"], facts["slot"], only.name) == ("actor", 1, 3, "actor_update")
     assert only.bytes_before > 0 and list(tmp_path.rglob("*.json")) == [tmp_path / "step" / "actor-1.ranges.json"]

@@ -8,17 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rlctl_hw.types import MemoryPart
 
 from rlctl_train.config.errors import UserError
 from rlctl_train.config.layout import RunFiles
-from rlctl_train.profiling.advice import advise
-from rlctl_train.profiling.report import compare, summarize, write_page
-from rlctl_train.profiling.steps import StepProfile, merged, read_steps
+from rlctl_train.profiling.advice import Seen, advise
+from rlctl_train.profiling.report import write_comparison, write_page
+from rlctl_train.profiling.spans import merged
+from rlctl_train.profiling.steps import StepProfile, read_steps
+from rlctl_train.profiling.summary import compare, compare_operations, summarize
 from rlctl_train.profiling.timeline import Range
-from rlctl_train.profiling.traces import kind_of, operations, read_events
+from rlctl_train.profiling.traces import events_of, kind_of, operations, read_trace
 from tests.test_telemetry_report import Page
 
 MS = 1_000_000
+PREDICTED = (
+    MemoryPart("actor_update", "weights", 1.0, "formula"),
+    MemoryPart("actor_update", "context", 0.5, "assumed"),
+    MemoryPart("actor_update", "overhead", 0.25, "assumed"),
+    MemoryPart("actor_update", "activations", 3.0, "formula"),
+    MemoryPart("actor_update", "logits", 1.0, "formula"),
+    MemoryPart("checkpoint", "buffers", 9.0, "formula"),
+)
 START = 1_700_000_000_000_000_000
 
 
@@ -28,9 +39,19 @@ def ranges(*given: tuple[str, float, float, int]) -> list[dict[str, Any]]:
     return [vars(one) for one in made]
 
 
-def write(folder: Path, role: str, rank: int, made: list[dict[str, Any]]) -> None:
+def write(
+    folder: Path,
+    role: str,
+    rank: int,
+    made: list[dict[str, Any]],
+    *,
+    slot: int | None = None,
+    device: str = "cpu",
+    load: tuple[tuple[int, float], ...] = (),
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"schema_version": 1, "role": role, "rank": rank, "host": "here", "device": "cpu"}
+    facts = {"schema_version": 1, "role": role, "rank": rank, "host": "here", "device": device, "slot": slot}
+    facts |= {"threads": 2, "load": load}
     (folder / f"{role}-{rank}.ranges.json").write_text(json.dumps({**facts, "ranges": made}))
 
 
@@ -85,13 +106,30 @@ def test_a_folder_without_a_whole_step_says_how_to_get_one(tmp_path: Path) -> No
 def test_advice_names_the_largest_phase_the_longest_response_and_the_uneven_rank(tmp_path: Path) -> None:
     a_step(tmp_path, actors=(990.0, 740.0))
     metrics = {"response_length/max": 500.0, "response_length/mean": 100.0}
-    said = advise(the_step(tmp_path), metrics, {"gen": 0.1}, {"actor 0 in update_actor": 0.4})
+    shares = {"compute": 0.15, "communication": 0.1, "copy": 0.0}
+    said = advise(the_step(tmp_path), metrics, {"gen": 0.1}, Seen(kinds={"actor 0": {"update_actor": shares}}))
     assert said[0].startswith("generation is 60% of the step") and "500 tokens, 5.0 times the mean" in said[0]
     assert any("the planner expected 0.1 s" in one for one in said)
     assert any("the busiest actor rank works 0.37 s and the mean 0.245 s" in one for one in said)
-    assert any("40% of the time of actor 0 in update_actor is communication" in one for one in said)
-    even = advise(the_step(tmp_path), {}, {}, {})
+    assert any("40% of the time of actor 0 in the policy's update is communication" in one for one in said)
+    even = advise(the_step(tmp_path), {}, {}, Seen())
     assert "times the mean" not in even[0] and not any("planner" in one for one in even)
+
+
+def test_advice_has_the_tail_the_slow_phase_and_the_memory_that_nobody_expected(tmp_path: Path) -> None:
+    a_step(tmp_path)
+    metrics = {"perf/tail_share": 0.38, "response_length/max": 500.0, "response_length/mean": 100.0}
+    metrics |= {"perf/mfu/update_actor": 0.1, "perf/mfu/gen": 0.01}
+    memory = [
+        {"phase": "actor_update", "part": "weights", "predicted_gib": 1.0, "measured_gib": 1.0},
+        {"phase": "actor_update", "part": "the rest", "predicted_gib": 2.0, "measured_gib": 4.0},
+    ]
+    said = advise(the_step(tmp_path), metrics, {}, Seen(memory=memory))
+    assert "its last 5% of sequences take 38% of it" in said[0]
+    assert [one for one in said if "(MFU)" in one] == [one for one in said if "the policy's update reaches 10%" in one]
+    assert any("held 5.00 GiB in actor update where the planner expected 3.00 GiB" in one for one in said)
+    fitting = [memory[0], memory[1] | {"measured_gib": 2.1}]
+    assert not any("GiB" in one for one in advise(the_step(tmp_path), {}, {}, Seen(memory=fitting)))
 
 
 def event(name: str, begin: float, length: float, category: str = "cpu_op", thread: int = 1) -> dict[str, Any]:
@@ -114,7 +152,7 @@ def test_an_operation_has_its_own_time_in_the_phase_it_began_in(tmp_path: Path) 
         event("aten::mul", 0, 30, thread=2),
         event("gen", 0, 300, "user_annotation"),
     )
-    found = operations(read_events(path), [(START, START + 150_000)])
+    found = operations(events_of(read_trace(path)), [(START, START + 150_000)])
     assert [(one.name, one.calls, round(one.seconds * 1e6), one.kind) for one in found] == [
         ("aten::addmm", 1, 50, "compute"),
         ("aten::linear", 1, 40, "compute"),
@@ -128,7 +166,7 @@ def test_on_a_device_kernels_count_and_the_host_that_launches_them_does_not(tmp_
     write_trace(
         path, event("aten::mm", 0, 5), event("sgemm", 3, 40, "kernel"), event("Memcpy HtoD", 50, 5, "gpu_memcpy")
     )
-    found = operations(read_events(path), [(START, START + 10**9)])
+    found = operations(events_of(read_trace(path)), [(START, START + 10**9)])
     assert [(one.name, one.kind) for one in found] == [("sgemm", "compute"), ("Memcpy HtoD", "copy")]
     assert [kind_of(n) for n in ("ncclDevKernel_AllGather", "gloo:all_reduce", "c10d::_allgather_base_")] == 3 * [
         "communication"
@@ -141,7 +179,7 @@ def test_the_report_says_it_all_and_fetches_nothing(tmp_path: Path) -> None:
     files = RunFiles(tmp_path)
     line = {"step": 3, "phase": "train", "time": 0.0, "perf/total_num_tokens": 1234.0}
     files.metrics.write_text(json.dumps(line) + "\n")
-    summary = summarize(files, {"gen": 0.5})
+    summary = summarize(files, {"gen": 0.5}, PREDICTED)
     assert summary["steps"][0]["tokens_per_s"] == pytest.approx(1234)
     assert summary["steps"][0]["operations"] == {
         "actor 0": {
@@ -154,8 +192,80 @@ def test_the_report_says_it_all_and_fetches_nothing(tmp_path: Path) -> None:
     text = write_page(files, summary).read_text()
     page = Page(text)
     assert page.fetched == [] and page.tags.count("svg") == 2
-    said = ("aten::<mm>", "between phases", "What devices do", "Generation is 60% of the step")
+    said = ("aten::<mm>", "between phases", "What devices do", "Generation is 60% of the step", "Critical path")
     assert [one for one in said if one not in page.text] == []
+
+
+def test_memory_is_held_against_the_plan_part_by_part(tmp_path: Path) -> None:
+    folder = a_step(tmp_path)
+    measured = {"actor_update": {"weights": 1.0, "overhead": 0.7, "gradients": 0.5, "rest": 2.0}}
+    (folder / "memory.json").write_text(json.dumps(measured))
+    (step,) = summarize(RunFiles(tmp_path), {}, PREDICTED)["steps"]
+    assert [(one["part"], one["predicted_gib"], one["measured_gib"]) for one in step["memory"]] == [
+        ("weights", 1.0, 1.0),
+        ("gradients", None, 0.5),
+        ("overhead", 0.75, 0.7),
+        ("the rest", 4.0, 2.0),
+    ]
+    assert {one["phase"] for one in step["memory"]} == {"actor_update"}, "a phase that did not come is left out"
+
+
+def test_rates_of_a_phase_come_from_the_metrics_of_its_step(tmp_path: Path) -> None:
+    a_step(tmp_path)
+    files = RunFiles(tmp_path)
+    line = {"step": 3, "phase": "train", "time": 0.0, "perf/tflops/gen": 12.5, "perf/mfu/gen": 0.04}
+    files.metrics.write_text(json.dumps(line) + "\n")
+    (step,) = summarize(files, {}, ())["steps"]
+    assert [(one["tflops"], one["mfu"]) for one in step["phases"]] == [(12.5, 0.04), (None, None)]
+
+
+def test_a_device_is_busy_by_its_kernels_else_by_what_its_driver_says_else_not_known(tmp_path: Path) -> None:
+    folder = tmp_path / "profile" / "step_000003"
+    write(folder, "driver", 0, ranges(("step", 0, 1000, 0), ("gen", 0, 500, 1), ("update_actor", 500, 1000, 1)))
+    samples = tuple((START + at * MS, share) for at, share in ((100, 0.2), (400, 0.4), (700, 0.9), (1100, 1.0)))
+    write(folder, "rollout", 0, ranges(("generation", 100, 400, 0)), slot=0, device="cuda", load=samples)
+    write(folder, "actor", 0, ranges(("actor_update", 500, 900, 0)), slot=0, device="cuda")
+    write(folder, "actor", 1, ranges(("actor_update", 500, 1000, 0)), slot=1, device="cuda")
+    write(folder, "score", 0, ranges(("score", 450, 500, 0)))
+    first, second = summarize(RunFiles(tmp_path), {}, ())["steps"][0]["devices"]
+    assert (first["name"], first["workers"], first["at_work"]) == (
+        "cuda 0",
+        ["actor 0", "rollout 0"],
+        pytest.approx(0.7),
+    )
+    assert first["computed"] == pytest.approx(0.5), "of the three moments in the step"
+    assert first["computed_by_phase"] == {"gen": pytest.approx(0.3), "update_actor": pytest.approx(0.9)}
+    assert (second["idle"], second["computed"], second["computed_by_phase"]) == (pytest.approx(0.5), None, {})
+    write_trace(folder / "actor-1.trace.json.gz", event("sgemm", 600_000, 250_000, "kernel"))
+    _, traced = summarize(RunFiles(tmp_path), {}, ())["steps"][0]["devices"]
+    assert traced["computed"] == pytest.approx(0.25)
+    assert traced["computed_by_phase"] == {"gen": 0.0, "update_actor": pytest.approx(0.5)}
+
+
+def test_the_threads_of_a_worker_are_its_device_on_a_cpu(tmp_path: Path) -> None:
+    folder = tmp_path / "profile" / "step_000003"
+    write(folder, "driver", 0, ranges(("step", 0, 1000, 0), ("update_actor", 0, 1000, 1)))
+    made = ranges(("actor_update", 0, 800, 0))
+    made[0]["processor_ns"] = 1200 * MS
+    write(folder, "actor", 0, made, slot=0)
+    (device,) = summarize(RunFiles(tmp_path), {}, ())["steps"][0]["devices"]
+    assert device["computed"] == pytest.approx(0.6), "1.2 s of processor time on two threads in a second"
+
+
+def test_a_comparison_is_one_page_with_both_steps_and_the_operations_that_differ(tmp_path: Path) -> None:
+    summaries = []
+    for name, length in (("before", 100_000), ("after", 50_000)):
+        folder = a_step(tmp_path / name)
+        write_trace(
+            folder / "actor-0.trace.json.gz", event("aten::mm", 700_000, length), event("aten::mul", 690_000, 9)
+        )
+        summaries.append(summarize(RunFiles(tmp_path / name), {}, ()))
+    text = write_comparison(RunFiles(tmp_path / "before"), *summaries).read_text()
+    page = Page(text)
+    assert page.fetched == [] and page.tags.count("svg") == 1
+    assert [one for one in ("aten::mm", "0.50x", "before", "after") if one not in page.text] == []
+    first, second = compare_operations(*summaries)
+    assert (first["operation"], first["times"]) == ("aten::mm", pytest.approx(0.5)) and second["times"] == 1.0
 
 
 def test_two_profiles_are_held_against_each_other_by_phase() -> None:

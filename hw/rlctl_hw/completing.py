@@ -12,6 +12,8 @@ from rlctl_hw.host_memory import host_memory
 from rlctl_hw.layouts import Candidate
 from rlctl_hw.memory import bands, memory, peak_gib
 from rlctl_hw.needs import PHASES
+from rlctl_hw.speeds import peak_tflops
+from rlctl_hw.training_time import pass_flops
 from rlctl_hw.types import (
     Choice,
     DoesNotFit,
@@ -64,6 +66,8 @@ def complete(workload: Workload, hardware: Hardware, candidate: Candidate) -> Pl
         bands=ranges,
         host_memory=on_host,
         times=timing.predict(workload, hardware, layout),
+        pass_flops=tuple(pass_flops(workload.shape_of(role), role) for role in workload.roles),
+        peak_tflops=peak_tflops(hardware, layout.compute_dtype),
         choices=tuple(choices),
         notes=tuple(_notes(workload, hardware, layout, threads, store_gib, parts)),
     )

@@ -7,7 +7,7 @@ from functools import lru_cache
 from math import ceil
 
 from rlctl_hw.devices import BANDWIDTH_SHARE, CatalogueEntry, by_key, by_printed_name
-from rlctl_hw.types import Hardware, Origin
+from rlctl_hw.types import Dtype, Hardware, Origin
 
 GB = 1e9
 LINK_SHARE = 0.8
@@ -43,6 +43,13 @@ def catalogue_entry(hardware: Hardware) -> CatalogueEntry | None:
     if not known or len(known) < len(entries):
         return None
     return min(known, key=lambda entry: (entry.bf16_tflops or 0.0, entry.bandwidth_gb_per_s))
+
+
+def peak_tflops(hardware: Hardware, dtype: Dtype) -> float | None:
+    """Return the dense peak of one device by its sheet, 1e12 operations per second; None where the catalogue has none
+    in this precision."""
+    entry = catalogue_entry(hardware)
+    return None if entry is None or dtype != "bfloat16" else entry.bf16_tflops
 
 
 def speeds_of(hardware: Hardware) -> Speeds | None:

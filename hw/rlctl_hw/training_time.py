@@ -9,7 +9,7 @@ from rlctl_hw.needs import DTYPE_BYTES, MASTER_BYTES
 from rlctl_hw.params import active_params, embedding_params, expert_params
 from rlctl_hw.speeds import Speeds
 from rlctl_hw.training_memory import role_params, trained_params
-from rlctl_hw.types import Hardware, Layout, ModelShape, Workload
+from rlctl_hw.types import Hardware, Layout, ModelShape, PassFlops, Workload
 
 DENSE_SHARE = 0.5
 """Of what large matrix products reach, that a whole pass of a dense model does: norms, attention, loss, gaps. With
@@ -36,7 +36,7 @@ def training_seconds(
 ) -> tuple[float, str]:
     """Return the roofline seconds of one epoch of passes of a role, and the reason that rules them."""
     mesh, shape = layout.mesh, workload.shape_of(role)
-    flops = work.tokens * 2 * _matrix_params(shape, role) + _attention_flops(work, shape)
+    flops = pass_flops(shape, role).of(work.tokens, work.squares)
     passes = _passes(backward, workload, layout)
     compute = passes * flops / layout.trainer_devices / (speeds.matmul_flops * _share(workload))
     per_rank = work.tokens / (mesh.dp_shard * mesh.dp_replicate)
@@ -53,6 +53,13 @@ def training_seconds(
     if bubble + inside > max(compute, gather):
         why = "pipeline gaps" if bubble > inside else "traffic between split layers"
     return max(compute, gather) + bubble + inside, f"{num_passes} passes a rank, {why} rules"
+
+
+def pass_flops(shape: ModelShape, role: str) -> PassFlops:
+    """Return the operations of a role's forward pass: two a parameter and token, and causal attention's 2 s^2 a per
+    layer, with a the heads' width. The look-up of the input embedding is none."""
+    attention = 2 * shape.num_heads * shape.head_dim * shape.num_layers
+    return PassFlops(role, 2 * _matrix_params(shape, role), attention)
 
 
 def _passes(backward: bool, workload: Workload, layout: Layout) -> float:
@@ -72,11 +79,6 @@ def _matrix_params(shape: ModelShape, role: str) -> float:
     """Return the parameters that multiply each token: all that it passes through but the input embedding."""
     active = active_params(shape) - (0 if shape.tied else embedding_params(shape))
     return active if role != "critic" else active - shape.vocab_size * shape.hidden_size
-
-
-def _attention_flops(work: Work, shape: ModelShape) -> float:
-    """Return the operations of causal attention in one forward pass: 2 s^2 a per layer, with a the heads' width."""
-    return 2 * work.squares * shape.num_heads * shape.head_dim * shape.num_layers
 
 
 def _gather_s(

@@ -390,6 +390,19 @@ class PhaseTime:
 
 
 @dataclass(frozen=True)
+class PassFlops:
+    """Operations of a forward pass of one role: `per_token` for each token, `per_square` for each squared length."""
+
+    role: str
+    per_token: float
+    per_square: float
+
+    def of(self, tokens: float, squares: float) -> float:
+        """Return the operations for tokens, and the sum of the squared lengths of their sequences."""
+        return self.per_token * tokens + self.per_square * squares
+
+
+@dataclass(frozen=True)
 class Choice:
     """One number the planner set, with the reason in words."""
 
@@ -434,6 +447,10 @@ class Plan:
     """What the run takes of one node's memory; on CPU that is `memory`."""
     times: tuple[PhaseTime, ...] = ()
     """Empty where the device's speed is not known."""
+    pass_flops: tuple[PassFlops, ...] = ()
+    """One a role."""
+    peak_tflops: float | None = None
+    """Of one device in the compute precision, by its sheet; None where nobody says."""
     choices: tuple[Choice, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -449,6 +466,7 @@ class Plan:
         fields["bands"] = tuple(PhaseBand(**band) for band in data["bands"])
         fields["host_memory"] = tuple(MemoryPart(**part) for part in data["host_memory"])
         fields["times"] = tuple(PhaseTime(**time) for time in data["times"])
+        fields["pass_flops"] = tuple(PassFlops(**one) for one in data["pass_flops"])
         fields["choices"] = tuple(Choice(**choice) for choice in data["choices"])
         fields["notes"] = tuple(data["notes"])
         fields["mesh"] = Mesh(**data["mesh"])

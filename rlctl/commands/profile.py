@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -15,10 +16,12 @@ from rlctl.commands._group import BareName
 from rlctl.commands._request import FREE, FilesOption, RequestArgument
 from rlctl.follow import metric_rows
 from rlctl.overrides import parse_arguments
+from rlctl.perfetto import HOST, PORT, TraceServer
 from rlctl.render import OutputOption
 from rlctl.rundir import Run
 from rlctl_train.config.errors import UserError
 from rlctl_train.config.profile import Profiled, Tool
+from rlctl_train.profiling.traces import TRACE
 
 app = typer.Typer(
     cls=BareName,
@@ -117,19 +120,45 @@ def report(
         _show(run, output)
         return
     other = rundir.find(root, compare)
-    from rlctl_train.profiling.report import compare as side_by_side
+    from rlctl_train.profiling.report import write_comparison
+    from rlctl_train.profiling.summary import compare as side_by_side
 
-    rows = side_by_side(_summary(run), _summary(other))
-    if render.document(output, first=run.name, second=other.name, phases=rows):
+    first, second = _summary(run), _summary(other)
+    rows, page = side_by_side(first, second), write_comparison(run.files, first, second)
+    if render.document(output, first=run.name, second=other.name, phases=rows, page=str(page)):
         return
     columns = ("PHASE", run.name.upper(), other.name.upper(), "TIMES")
     render.table(
         columns, [(one["phase"], _s(one["first_s"]), _s(one["second_s"]), _times(one["times"])) for one in rows]
     )
+    render.say(f"\n{page}   # the same with pictures, for a browser")
+
+
+@app.command(name="open")
+def open_trace(
+    name: RunArgument,
+    trace: Annotated[
+        str | None, typer.Argument(metavar="STEP/WORKER", help="Such as 3/actor-0; unset: the first trace.")
+    ] = None,
+) -> None:
+    """Serve a trace to Perfetto in a browser, once; on a machine behind ssh, forward its port with -L."""
+    run = rundir.find(settings.load().runs_root(), name)
+    traces = {_trace_name(path): path for path in sorted(run.files.profile.glob(f"step_*/*{TRACE}"))}
+    if not traces or (trace is not None and trace not in traces):
+        what = f"{run.name!r} has no trace" + (f" {trace!r}" if trace else "")
+        raise UserError(what, f"name one of: {', '.join(traces)}" if traces else "record some with --tool torch")
+    server = TraceServer(traces[trace] if trace is not None else next(iter(traces.values())))
+    render.text(server.address)
+    render.say(f"open it in a browser; from another machine, first: ssh -L {PORT}:{HOST}:{PORT} {socket.gethostname()}")
+    server.serve()
+
+
+def _trace_name(path: Path) -> str:
+    return f"{int(path.parent.name.removeprefix('step_'))}/{path.name.removesuffix(TRACE)}"
 
 
 def _show(run: Run, output: render.Output) -> None:
-    from rlctl_train.profiling.report import PERFETTO, write_page
+    from rlctl_train.profiling.report import write_page
 
     summary = _summary(run)
     page = write_page(run.files, summary)
@@ -138,30 +167,43 @@ def _show(run: Run, output: render.Output) -> None:
     for step in summary["steps"]:
         render.heading(f"step {step['step']}: {step['seconds']:.3g} s, {step['tokens_per_s']:,.0f} tokens/s")
         rows = [
-            (one["name"], _s(one["seconds"]), f"{one['share']:.1%}", _s(one["predicted_s"]))
+            (one["name"], _s(one["seconds"]), f"{one['share']:.1%}", _s(one["predicted_s"]), _percent(one["mfu"]))
             for one in [*step["phases"], {"name": "between", **_rest(step)}]
         ]
-        render.table(("PHASE", "TIME", "SHARE", "PREDICTED"), rows)
-        render.table(("WORKER", "AT WORK"), [(one["name"], f"{one['busy']:.1%}") for one in step["workers"]])
+        render.table(("PHASE", "TIME", "SHARE", "PREDICTED", "MFU"), rows)
+        render.table(
+            ("DEVICE", "HAS WORK", "COMPUTES", "WORKERS"),
+            [
+                (one["name"], _percent(one["at_work"]), _percent(one["computed"]), " ".join(one["workers"]))
+                for one in step["devices"]
+            ],
+        )
+        render.table(("WORKER", "AT WORK"), [(one["name"], _percent(one["busy"])) for one in step["workers"]])
         for sentence in step["advice"]:
             render.text(f"- {sentence}")
     render.say(f"\n{page}   # the same with pictures, for a browser")
     for reason in summary["unread"]:
         render.note(reason)
     for trace in summary["traces"]:
-        render.say(f"{trace}   # open it at {PERFETTO}")
+        render.say(f"rlctl profile open {run.name} {_trace_name(Path(trace))}   # {trace} in Perfetto")
 
 
 def _summary(run: Run) -> dict[str, Any]:
-    from rlctl_train.profiling.report import summarize
+    from rlctl_train.profiling.summary import summarize
 
-    rows = held.against(run.plan(), metric_rows(run))
+    plan = run.plan()
+    rows = held.against(plan, metric_rows(run))
     predicted = {held.TIMINGS[row.phase]: row.seconds for row in rows if row.phase in held.TIMINGS and row.seconds}
-    return summarize(run.files, predicted)
+    return summarize(run.files, predicted, plan.memory)
 
 
 def _rest(step: dict[str, Any]) -> dict[str, Any]:
-    return {"seconds": step["between_s"], "share": step["between_s"] / step["seconds"], "predicted_s": None}
+    return {
+        "seconds": step["between_s"],
+        "share": step["between_s"] / step["seconds"],
+        "predicted_s": None,
+        "mfu": None,
+    }
 
 
 def _launched(ctx: typer.Context, words: list[str], files: list[Path] | None, **options: Any) -> int:
@@ -213,6 +255,10 @@ def _parts(text: str | None) -> list[str]:
 
 def _s(seconds: float | None) -> str | None:
     return None if seconds is None else f"{seconds:.3g} s"
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{share:.1%}"
 
 
 def _times(value: float | None) -> str | None:

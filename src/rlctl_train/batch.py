@@ -25,6 +25,7 @@ Letters: S sequences, P padded prompt length, T padded response length.
     row [S]                number of the sequence among those that the step samples
     policy_version [S]     which weights sampled it
     truncated [S]          1 where the response ended at the length limit
+    seconds [S]            from the begin of generation to the last token, where the rollout engine tells
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from rlctl_train.crew import Crew
 from rlctl_train.data.balance import balance
 from rlctl_train.data.loader import PromptRow, supervised_rows
 from rlctl_train.fleet import Fleet
+from rlctl_train.flops import FROZEN_UPDATE, UPDATE, Flops
 from rlctl_train.health import MismatchGates, check_logprob_gap
 from rlctl_train.prepare import Materials
 from rlctl_train.profiling.ranges import mark
@@ -54,6 +55,7 @@ class Controller:
         self._crew, self._fleet, self._draw = crew, fleet, draw
         self._gates = MismatchGates(spec.config, spec.plan)
         self._entropy = EntropyController(spec.config.algo)
+        self._flops = Flops(spec.plan)
         self.step = 0
         self.first_step = True
         """Whether the next step is the first of this process: its log-probabilities are always compared."""
@@ -96,7 +98,9 @@ class Controller:
         self, prompts: Sequence[PromptRow], group_size: int, sampling: Sampling, first_row: int = 0
     ) -> BatchRef:
         with self._phase("generate", "gen"):
-            return self._fleet.sample(prompts, group_size, sampling, first_row)
+            batch = self._fleet.sample(prompts, group_size, sampling, first_row)
+        self._flops.count("gen", "actor", batch.lengths, group_size)
+        return batch
 
     def score(self, batch: BatchRef) -> BatchRef:
         """Add `score` and `rewards`."""
@@ -150,7 +154,9 @@ class Controller:
     def reward_logprobs(self, batch: BatchRef) -> BatchRef:
         """Add `reward_logp`."""
         with self._phase("logprobs", "reward_model"):
-            return self._on_ranks("reward_model", "reward_logprobs", batch)
+            batch = self._on_ranks("reward_model", "reward_logprobs", batch)
+        self._flops.count("reward_model", "reward_model", batch.lengths, batch.group_size)
+        return batch
 
     def choose(self, groups: Sequence[tuple[BatchRef, Sequence[int]]]) -> BatchRef:
         """Make one batch of the named groups of several batches, in the order given."""
@@ -167,6 +173,7 @@ class Controller:
         if self.first_step or self._config.old_logprobs_needed():
             with self._phase("logprobs", "old_log_prob"):
                 batch = self._on_ranks("actor", "logprobs", batch)
+            self._flops.count("old_log_prob", "actor", batch.lengths, batch.group_size)
         if "reference" in algo.roles():
             holder = "reference" if "reference" in self._crew.engines else "actor"
             wide = algo.compares_distributions()
@@ -174,19 +181,24 @@ class Controller:
                 batch = self._on_ranks(
                     holder, "reference_distributions" if wide else "reference_logprobs", batch, wide=wide
                 )
+            self._flops.count("ref", "reference", batch.lengths, batch.group_size)
         return batch
 
     def teach(self, batch: BatchRef) -> BatchRef:
         """Add what the teacher says: `teacher_logp`, or `teacher_ids` and `teacher_top_logp`."""
         with self._phase("logprobs", "teacher"):
-            return self._on_ranks("teacher", "teach", batch)
+            batch = self._on_ranks("teacher", "teach", batch)
+        self._flops.count("teacher", "teacher", batch.lengths, batch.group_size)
+        return batch
 
     def values(self, batch: BatchRef) -> BatchRef:
         """Add `values` when there is a critic."""
         if "critic" not in self._crew.engines:
             return batch
         with self._phase("values", "values"):
-            return self._on_ranks("critic", "values", batch)
+            batch = self._on_ranks("critic", "values", batch)
+        self._flops.count("values", "critic", batch.lengths, batch.group_size)
+        return batch
 
     def advantages(self, batch: BatchRef) -> BatchRef:
         """Add `advantages` and `returns`, and check the health of the batch."""
@@ -290,7 +302,7 @@ class Controller:
     def take_metrics(self) -> Metrics:
         """Return the metrics gathered since the last call."""
         metrics, self._metrics = self._metrics, {}
-        return metrics
+        return metrics | self._flops.take(metrics)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Begin to write the state of every role that changes; return what else must survive."""
@@ -339,9 +351,15 @@ class Controller:
                 for rank, actor in enumerate(actors)
             ]
         )[0]
+        self._count_update(role, batch)
         names = {name for step in results for name in step}
         means = {name: sum(step[name] for step in results) / len(results) for name in names}
         return {name if "/" in name else f"{prefix}/{name}": value for name, value in means.items()}
+
+    def _count_update(self, role: str, batch: BatchRef) -> None:
+        rows = [row for group in batch.learnt_groups() for row in group]
+        passes = self._config.trainer.epochs_per_step * (FROZEN_UPDATE if self._config.model.lora else UPDATE)
+        self._flops.count(f"update_{role}", role, batch.lengths[rows], batch.group_size, passes)
 
     def _mini_batches(self, batch: BatchRef) -> list[list[int]]:
         """Cut the batch into mini-batches of whole groups, shuffled by seed, step and epoch when there are several."""

@@ -23,12 +23,13 @@ from ray.exceptions import (
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rlctl_train.cluster import collect
+from rlctl_train.cluster import collect, object_store_gib
 from rlctl_train.config.errors import FAILED, UserError
 from rlctl_train.config.layout import write_json
 from rlctl_train.config.profile import ProfileConfig
-from rlctl_train.memory_watch import Usage, by_phase, others_gib
+from rlctl_train.memory_watch import Usage, by_phase, others_gib, parts_by_phase
 from rlctl_train.placement import SCORE_CPUS, Layout, actor_options, reserve, settle
+from rlctl_train.profiling.recorder import Who
 from rlctl_train.profiling.tools import Profiling
 from rlctl_train.scoring import ScoreWorker
 from rlctl_train.stacks import Whereabouts, read_stacks
@@ -83,6 +84,8 @@ class Crew:
         self._beside_gib: float | None = None
         self._asked_at = time.perf_counter()
         """When the workers were last asked what their phases took."""
+        self._usages: list[Usage] = []
+        """What they answered."""
 
     # Making
 
@@ -145,8 +148,12 @@ class Crew:
         GiB, and the share of the time that each role was at work, mean over its ranks."""
         everyone = {**self.engines, "rollout": self.rollouts}
         roles = [role for role, actors in everyone.items() for _ in actors]
-        usages: list[Usage] = collect([actor.memory.remote() for actors in everyone.values() for actor in actors])
+        asked = [actor.memory.remote() for actors in everyone.values() for actor in actors]
+        store_gib = object_store_gib()  # while they answer
+        usages: list[Usage] = collect(asked)
+        self._usages = usages
         metrics = {f"memory_gib/{name}": gib + self._beside() for name, gib in by_phase(usages).items()}
+        metrics["perf/object_store_gib"] = store_gib
         allocated = [usage.allocated_gib for usage in usages if usage.allocated_gib is not None]
         passed_s, self._asked_at = time.perf_counter() - self._asked_at, time.perf_counter()
         for role in dict.fromkeys(roles):
@@ -158,16 +165,19 @@ class Crew:
                 metrics[f"device_busy/{role}"] = fmean(computed) / busy_s
         return metrics | ({"perf/max_memory_allocated_gb": max(allocated)} if allocated else {})
 
+    def memory_parts(self) -> dict[str, dict[str, float]]:
+        """Return the parts, in GiB, of what `memory` has last told, by phase."""
+        return parts_by_phase(self._usages, self._beside())
+
     def start_recording(self, config: ProfileConfig, folder: Path) -> None:
         """Have every worker record what it does from here on, into files of a folder that all nodes see."""
-        kind = self._spec.device
         asked = [
-            actor.start_recording.remote(config, role, rank, kind, folder)
+            actor.start_recording.remote(config, Who(role, rank, self._spec.device, slot.bundle), folder)
             for role, actors in {**self.engines, "rollout": self.rollouts}.items()
-            for rank, actor in enumerate(actors)
+            for rank, (actor, slot) in enumerate(zip(actors, self._layout.slots.get(role, ()), strict=True))
         ]
         if self.scorer is not None:
-            asked.append(self.scorer.start_recording.remote(config, "score", 0, "cpu", folder))
+            asked.append(self.scorer.start_recording.remote(config, Who("score", 0, "cpu"), folder))
         collect(asked)
 
     def stop_recording(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from rlctl_train.config.profile import MsprofConfig
 
 COLLECTIVES = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 """Communication backend of torch.distributed for each device type."""
+ON_PCI = Path("/sys/bus/pci/devices")
 
 
 def current(kind: str) -> torch.device:
@@ -55,6 +56,11 @@ def reserved_bytes(kind: str) -> int:
     return torch.get_device_module(kind).memory_reserved()
 
 
+def allocated_bytes(kind: str) -> int:
+    """Return the bytes of all tensors on the accelerator now."""
+    return torch.get_device_module(kind).memory_allocated()
+
+
 def used_bytes(kind: str) -> int:
     """Return the bytes in use on the whole accelerator, by any process."""
     free, total = torch.get_device_module(kind).mem_get_info()
@@ -67,24 +73,46 @@ def utilization(kind: str) -> float | None:
     A CPU's own is for the process to measure.
     """
     try:
+        if kind == "cuda" and torch.version.hip is not None:
+            return _amdgpu_load()
         return float(torch.get_device_module(kind).utilization()) / 100
     except Exception:  # the vendors' libraries have errors of their own, and no metric is worth a run
         return None
 
 
+def _amdgpu_load() -> float:
+    """Return what AMD's driver says in sysfs: reading it needs no library of theirs."""
+    of = torch.cuda.get_device_properties(0)
+    address = f"{of.pci_domain_id:04x}:{of.pci_bus_id:02x}:{of.pci_device_id:02x}.0"
+    return int((ON_PCI / address / "gpu_busy_percent").read_text()) / 100
+
+
 @contextmanager
-def allocations(kind: str, path: Path, max_events: int) -> Iterator[None]:
-    """Have the allocator keep its last events in the body, and write its snapshot; nothing where it keeps none."""
+def allocator_history(kind: str, max_events: int) -> Iterator[None]:
+    """Have the allocator keep its last events in the body, with the Python lines that asked; nothing but on CUDA."""
     if kind != "cuda":
         yield
         return
-    memory = torch.cuda.memory
-    memory._record_memory_history(max_entries=max_events)
+    torch.cuda.memory._record_memory_history(max_entries=max_events)
     try:
         yield
     finally:
-        memory._dump_snapshot(str(path))
-        memory._record_memory_history(enabled=None)
+        torch.cuda.memory._record_memory_history(enabled=None)
+
+
+def allocator_snapshot(kind: str) -> Any:
+    """Return every block of the allocator, and its history where it keeps one; None but on CUDA.
+
+    Schema: `torch.cuda.memory._snapshot`. Pickled, it is what https://pytorch.org/memory_viz draws.
+    """
+    return torch.cuda.memory._snapshot() if kind == "cuda" else None
+
+
+def at_out_of_memory(kind: str, act: Callable[[], None]) -> None:
+    """Have CUDA's allocator call `act` at the moment in which memory runs out; nothing on other devices."""
+    if kind == "cuda":
+        bindings: Any = torch._C  # builds without CUDA lack it
+        bindings._cuda_attach_out_of_memory_observer(lambda *_: act())
 
 
 def vendor_range(name: str) -> AbstractContextManager[object]:

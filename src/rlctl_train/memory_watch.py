@@ -8,18 +8,22 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import psutil
 import torch
 
 from rlctl_train import device
+from rlctl_train.device_load import Load
+from rlctl_train.out_of_memory import HELD, ran_out
 from rlctl_train.profiling.ranges import mark
 
 GIB = 2**30
+REST = "rest"
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 STATM, PAGE = Path("/proc/self/statm"), os.sysconf("SC_PAGE_SIZE")
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
@@ -43,6 +47,8 @@ class Usage:
     """Time inside phases."""
     device_s: float | None = None
     """Of that, time in which the device computed: on a CPU processor time over threads; None where nobody knows."""
+    parts_gib: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Largest size of each part (weights, gradients, optimizer) by phase, `REST` being what was left between phases."""
 
 
 @dataclass
@@ -50,51 +56,83 @@ class MemoryWatch:
     """Measure the phases of one process, each of which is a range too; `kind` is the torch device type."""
 
     kind: str
+    inventory: Callable[[], Mapping[str, int]] = dict
+    """Tells the bytes of each part that the process holds on its device."""
     _peaks: dict[str, float] = field(default_factory=dict)
+    _parts: dict[str, dict[str, float]] = field(default_factory=dict)
     _allocated: float = 0.0
     _running: list[str] = field(default_factory=list)
-    _began: tuple[float, float] = (0.0, 0.0)
-    """Wall and processor time at the beginning of the outermost phase that runs."""
     _busy_s: float = 0.0
     _device_s: float | None = None
+
+    def __post_init__(self) -> None:
+        self._before_gib = held_bytes(self.kind) / GIB if self.kind == "cpu" else 0.0
+        """What a process on a CPU is before it holds anything of a model."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Take the peak of the body as the phase's, if it is the largest so far; a phase inside counts apart."""
         self._note()
-        if not self._running:
-            self._began = time.perf_counter(), time.process_time()
+        timing = nullcontext() if self._running else self._timed()
         self._running.append(name)
         try:
-            with mark(name):
+            with timing, mark(name):
                 yield
+        except Exception as error:
+            if ran_out(error):
+                error.add_note(self._account())
+            raise
         finally:
             self._note()
             self._running.pop()
-            if not self._running:
-                self._take_time()
+            self.count_parts()
+
+    def count_parts(self) -> None:
+        """Count what parts there are now into the phase that runs; between phases, into what is left."""
+        known = self._parts.setdefault(self._running[-1] if self._running else REST, {})
+        for part, gib in self._held().items():
+            known[part] = max(known.get(part, 0.0), gib)
 
     def take(self) -> Usage:
         """Return the peaks since the last call."""
         usage = Usage(_place(self.kind), self._peaks, held_bytes(self.kind) / GIB)
-        usage = replace(usage, busy_s=self._busy_s, device_s=self._device_s)
+        usage = replace(usage, busy_s=self._busy_s, device_s=self._device_s, parts_gib=self._parts)
         if self.kind != "cpu":
             usage = replace(usage, allocated_gib=self._allocated, used_gib=device.used_bytes(self.kind) / GIB)
-        self._peaks, self._allocated, self._busy_s, self._device_s = {}, 0.0, 0.0, None
+        self._peaks, self._parts = {}, {}
+        self._allocated, self._busy_s, self._device_s = 0.0, 0.0, None
         return usage
 
-    def _take_time(self) -> None:
-        """Count the outermost phase that has just ended."""
-        wall, processor = self._began
-        seconds = time.perf_counter() - wall
-        self._busy_s += seconds
-        if self.kind == "cpu":
-            computed = (time.process_time() - processor) / torch.get_num_threads()
-        elif (share := device.utilization(self.kind)) is not None:
-            computed = share * seconds
-        else:
-            return
-        self._device_s = (self._device_s or 0.0) + min(computed, seconds)
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Count the time of an outermost phase, and how much of it the device computed."""
+        wall, processor, load = time.perf_counter(), time.process_time(), Load(self.kind)
+        try:
+            with load:
+                yield
+        finally:
+            seconds = time.perf_counter() - wall
+            self._busy_s += seconds
+            if self.kind == "cpu":
+                share = (time.process_time() - processor) / torch.get_num_threads() / seconds
+            else:
+                share = load.mean()
+            if share is not None:
+                self._device_s = (self._device_s or 0.0) + min(share, 1.0) * seconds
+
+    def _held(self) -> dict[str, float]:
+        """Return the GiB of each part that the process holds."""
+        held = {part: size / GIB for part, size in self.inventory().items()}
+        return held | ({"overhead": self._before_gib} if self._before_gib else {})
+
+    def _account(self) -> str:
+        """Return the note that goes with an error that memory ran out: what the process held then."""
+        held, reserved = self._held(), held_bytes(self.kind) / GIB
+        whole = reserved if self.kind == "cpu" else device.allocated_bytes(self.kind) / GIB
+        held["the rest"] = max(0.0, whole - sum(held.values()))
+        text = ", ".join(f"{part} {gib:.2f} GiB" for part, gib in held.items() if gib)
+        unused = f", and {reserved - whole:.2f} GiB that the allocator keeps unused" if self.kind != "cpu" else ""
+        return HELD + text + unused
 
     def _note(self) -> None:
         """Give the peak since the last note to the phase that runs, and start again."""
@@ -118,7 +156,14 @@ def held_bytes(kind: str) -> int:
     """Return what this process holds now: on an accelerator torch's allocator, else the process in memory."""
     if kind != "cpu":
         return device.reserved_bytes(kind)
-    return int(STATM.read_text().split()[1]) * PAGE if STATM.exists() else 0
+    statm = _statm(os.getpid())
+    return 0 if statm is None else int(os.pread(statm, 128, 0).split()[1]) * PAGE
+
+
+@cache
+def _statm(pid: int) -> int | None:
+    """Open the kernel's account of this process, which is asked many times a step; a fork has its own."""
+    return os.open(STATM, os.O_RDONLY | os.O_CLOEXEC) if STATM.exists() else None
 
 
 def by_phase(usages: list[Usage]) -> dict[str, float]:
@@ -134,10 +179,33 @@ def by_phase(usages: list[Usage]) -> dict[str, float]:
     return {name: max(_phase_gib(name, group) for group in places.values()) for name in phases}
 
 
+def parts_by_phase(usages: Iterable[Usage], beside_gib: float) -> dict[str, dict[str, float]]:
+    """Return the GiB of each part of the fullest place in each phase; `beside_gib` is what others take there.
+
+    `REST` is what no part accounts for: activations, logits, caches, buffers, fragments.
+    """
+    places: dict[str, list[Usage]] = {}
+    for usage in usages:
+        places.setdefault(usage.place, []).append(usage)
+    found = {}
+    for name in dict.fromkeys(name for group in places.values() for usage in group for name in usage.peaks_gib):
+        group = max(places.values(), key=lambda group: _phase_gib(name, group))
+        parts = {"overhead": beside_gib + _unaccounted(group)}
+        for usage in group:
+            for part, gib in (usage.parts_gib.get(name) or usage.parts_gib.get(REST, {})).items():
+                parts[part] = parts.get(part, 0.0) + gib
+        parts[REST] = max(0.0, _phase_gib(name, group) + beside_gib - sum(parts.values()))
+        found[name] = parts
+    return found
+
+
 def _phase_gib(name: str, group: list[Usage]) -> float:
+    return _unaccounted(group) + sum(usage.peaks_gib.get(name, usage.idle_gib) for usage in group)
+
+
+def _unaccounted(group: list[Usage]) -> float:
     used = max((usage.used_gib or 0.0) for usage in group)
-    unaccounted = max(0.0, used - sum(usage.idle_gib for usage in group))
-    return unaccounted + sum(usage.peaks_gib.get(name, usage.idle_gib) for usage in group)
+    return max(0.0, used - sum(usage.idle_gib for usage in group))
 
 
 def others_gib(pids: Iterable[int]) -> float:

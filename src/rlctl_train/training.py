@@ -23,7 +23,7 @@ from rlctl_train.checkpoint.uploads import Uploads
 from rlctl_train.config import RunConfig
 from rlctl_train.config.algo import SftConfig
 from rlctl_train.config.errors import PREFLIGHT, UserError
-from rlctl_train.config.layout import RunFiles
+from rlctl_train.config.layout import RunFiles, write_json
 from rlctl_train.config.trainer import CheckpointConfig, TrainerConfig, ValidationConfig, WarmStartConfig
 from rlctl_train.controller import Controller
 from rlctl_train.crew import Crew
@@ -33,7 +33,7 @@ from rlctl_train.placement import lay_out
 from rlctl_train.prepare import Materials
 from rlctl_train.profiling.ranges import mark
 from rlctl_train.profiling.recorder import recorded
-from rlctl_train.profiling.steps import step_folder
+from rlctl_train.profiling.steps import PARTS, step_folder
 from rlctl_train.profiling.tools import Profiling
 from rlctl_train.recovery import Restarts, losses_told
 from rlctl_train.registry import FLOWS, load
@@ -103,8 +103,9 @@ class Stage:
         config, plan = context.config, context.plan
         materials = self._materials
         spec = WorkerSpec(
-            config, plan, materials.model_path, materials.tokenizer_path, num_updates(config), materials.teacher
-        )
+            config, plan, materials.model_path, materials.tokenizer_path, num_updates(config), materials.teacher,
+            logs=self._files.logs,
+        )  # fmt: skip
         self._num_devices = max(plan.trainer_devices, plan.rollout_devices)
         self._flow = load(FLOWS, config.algo.type)
         self._uploads = context.uploads
@@ -193,6 +194,8 @@ class Stage:
             with mark("memory"):
                 metrics = self._run.take_metrics() | self._fleet.memory()
             seconds = time.perf_counter() - start
+        if self._is_recorded:
+            write_json(step_folder(self._files.profile, self._run.step) / PARTS, self._crew.memory_parts())
         tokens = metrics["perf/total_num_tokens"]
         self.totals.tokens += tokens
         self.totals.seconds += seconds
@@ -209,14 +212,15 @@ class Stage:
 
     def _recorded(self) -> AbstractContextManager[None]:
         """Record the step, where the run's profile says so."""
-        step = self._run.step
-        if self._profiling is None:
+        if self._profiling is None or not self._is_recorded:
             return nullcontext()
-        config = self._profiling.config
-        if not config.first_step <= step <= config.last_step:
-            return nullcontext()
-        folder = step_folder(self._files.profile, step)
+        config, folder = self._profiling.config, step_folder(self._files.profile, self._run.step)
         return recorded(config, folder, lambda: self._crew.start_recording(config, folder), self._crew.stop_recording)
+
+    @property
+    def _is_recorded(self) -> bool:
+        config = None if self._profiling is None else self._profiling.config
+        return config is not None and config.first_step <= self._run.step <= config.last_step
 
     def _validate(self) -> float | None:
         """Measure on held-out prompts, write metrics and samples, return the accuracy (None without such prompts)."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from ray.exceptions import OutOfMemoryError, RayTaskError
+from ray.exceptions import RayTaskError
 from rlctl_hw.types import Plan
 
+from rlctl_train import out_of_memory
 from rlctl_train.config.errors import FAILED, UserError, first_line
 from rlctl_train.status import Status
 
-SAID = ("out of memory", "can't allocate memory", "cannot allocate memory")
-"""How torch, CUDA, HIP, CANN and vLLM put it."""
 PHASES = {
     "generate": ("generation",),
     "logprobs": ("logprobs", "reference_logprobs", "teacher_logprobs", "reward_model_logprobs"),
@@ -23,15 +22,12 @@ PHASES = {
 
 def ran_out(error: BaseException) -> bool:
     """Return whether an error, or what caused it in a worker, says that memory was not enough."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, OutOfMemoryError) or type(cause).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(cause, RuntimeError | MemoryError) and any(word in str(cause) for word in SAID)
+    return out_of_memory.ran_out(_cause(error))
 
 
 def triage(error: BaseException, status: Status, plan: Plan) -> UserError:
     """Return what a person can act on: phase, the largest part that was expected in it, and how to ask for less."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
+    cause = _cause(error)
     bands = [band for band in plan.bands if band.phase in PHASES.get(status.phase, ())]
     expected = ""
     if bands:
@@ -43,8 +39,14 @@ def triage(error: BaseException, status: Status, plan: Plan) -> UserError:
             f"; the planner expected {band.gib:.2f} GiB in {band.phase} (at most {band.high_gib:.2f}) of "
             f"{plan.device_memory_gib:.2f}{most}"
         )
+    account = out_of_memory.account(cause)
+    held = "" if account is None else f"; the worker held {account}"
     return UserError(
-        f"out of memory in {status.place}: {first_line(cause)}{expected}",
+        f"out of memory in {status.place}: {first_line(cause)}{held}{expected}",
         "`rlctl runs show` names settings that need less; `rlctl plan --fix` and `rlctl calibrate` correct the plan",
         exit_code=FAILED,
     )
+
+
+def _cause(error: BaseException) -> BaseException:
+    return error.cause if isinstance(error, RayTaskError) else error

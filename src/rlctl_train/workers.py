@@ -34,12 +34,14 @@ from rlctl_train.config.distill import DistillConfig, TopKSignal
 from rlctl_train.config.optim import OptimConfig
 from rlctl_train.config.policy import ActorCritic, PolicyGradient, Role
 from rlctl_train.config.prime import PrimeConfig
-from rlctl_train.device import COLLECTIVES
+from rlctl_train.device import COLLECTIVES, at_out_of_memory
 from rlctl_train.memory_watch import MemoryWatch, Usage
 from rlctl_train.prepare import Teacher
+from rlctl_train.profiling.allocations import SNAPSHOT
 from rlctl_train.profiling.layers import layer_ranges
 from rlctl_train.profiling.ranges import mark
 from rlctl_train.profiling.recorder import Recordable
+from rlctl_train.profiling.snapshots import keep_snapshot
 from rlctl_train.registry import ENGINES, LOSSES, ROLLOUTS, load
 from rlctl_train.rollout.base import Peers, Sampling
 from rlctl_train.stacks import Traceable
@@ -63,6 +65,8 @@ class WorkerSpec:
     num_updates: int
     """Optimizer steps of the whole run, for schedules."""
     teacher: Teacher | None = None
+    logs: Path | None = None
+    """Where workers leave what a person may want to see after a failure."""
 
     @property
     def device(self) -> str:
@@ -82,10 +86,11 @@ class EngineWorker(Traceable, Recordable):
         torch.set_num_threads(spec.plan.threads_per_worker)
         self._spec, self._role, self._rank, self._world = spec, role, rank, world
         self._store: TCPStore | None = None
-        self._memory = MemoryWatch(spec.device)
+        self._memory = MemoryWatch(spec.device, self._parts)
         self._copies, self._writing = HostCopies(), Future[Written]()
         self._probed = Batch({})
         """Rows of the last update."""
+        _keep_at_out_of_memory(spec, role, rank)
 
     def _marking(self) -> AbstractContextManager[object]:
         return layer_ranges(self._engine.layers())
@@ -182,6 +187,7 @@ class EngineWorker(Traceable, Recordable):
                 if self._role == "actor":
                     self._probed = probe_rows(batch) if len(batch) else self._probed
                 step = self._engine.forward_backward(batch, objective, temperature)
+                self._memory.count_parts()
                 with self._memory.phase("optimizer_step"):
                     metrics.append(step | self._engine.optim_step())
         return metrics
@@ -286,7 +292,11 @@ class EngineWorker(Traceable, Recordable):
         with self._memory.phase(phase):
             self._engine.onload()
             yield
+            self._memory.count_parts()
             self._engine.offload()
+
+    def _parts(self) -> dict[str, int]:
+        return self._engine.held_bytes()
 
     @property
     def _temperature(self) -> float:
@@ -327,7 +337,8 @@ class RolloutWorker(Traceable, Recordable):
         torch.set_num_threads(spec.plan.threads_per_worker)
         self._spec, self._rank, self._world = spec, rank, world
         self._store: TCPStore | None = None
-        self._memory = MemoryWatch(spec.device)
+        self._memory = MemoryWatch(spec.device, self._parts)
+        _keep_at_out_of_memory(spec, "rollout", rank)
 
     def open_store(self) -> tuple[str, int]:
         """Open the store in which the engine's ranks meet (rank 0) and return its address."""
@@ -357,6 +368,8 @@ class RolloutWorker(Traceable, Recordable):
         with self._memory.phase("generation"):
             samples = self._engine.generate(prompts, sampling, rows)
         response_len = torch.tensor([len(s.token_ids) for s in samples])
+        seconds = [s.seconds for s in samples if s.seconds is not None]
+        timed = {"seconds": torch.tensor(seconds)} if len(seconds) == len(samples) else {}
         response_ids = pad_rows([s.token_ids for s in samples], dtype=torch.long)
         batch = Batch(
             {
@@ -370,6 +383,7 @@ class RolloutWorker(Traceable, Recordable):
                 "row": torch.tensor(rows),
                 "policy_version": torch.full((len(samples),), self._engine.version),
                 "truncated": torch.tensor([int(s.finish_reason == "length") for s in samples]),
+                **timed,
             }
         )
         return batch, torch.stack([batch["prompt_len"], response_len], 1).numpy()
@@ -400,6 +414,9 @@ class RolloutWorker(Traceable, Recordable):
         """Return the peaks of this process since the last call."""
         return self._memory.take()
 
+    def _parts(self) -> dict[str, int]:
+        return self._engine.held_bytes()
+
     def sleep(self) -> None:
         """Free device memory."""
         self._engine.sleep()
@@ -407,6 +424,13 @@ class RolloutWorker(Traceable, Recordable):
     def wake(self) -> None:
         """Take device memory back."""
         self._engine.wake()
+
+
+def _keep_at_out_of_memory(spec: WorkerSpec, role: str, rank: int) -> None:
+    """Have the allocator's state written to the run's logs at the moment in which memory runs out."""
+    if spec.logs is not None:
+        path = spec.logs / f"out-of-memory-{role}-{rank}{SNAPSHOT}"
+        at_out_of_memory(spec.device, lambda: keep_snapshot(spec.device, path))
 
 
 def _write(share: Share, folder: Path) -> Written:

@@ -227,6 +227,17 @@ class Fsdp2Engine:
         with self._everything_on_device():
             return agree(self._saved(), Path(folder), copies)
 
+    def held_bytes(self) -> dict[str, int]:
+        """Return the bytes of weights, gradients and optimizer state that are on this rank's device now."""
+        weights = {id(weight): weight for weight in chain(self._weights.values(), self._parameters.values())}
+        gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
+        moments = [] if self._optimizer is None else self._optimizer.moments()
+        parts = {"weights": weights.values(), "gradients": gradients, "optimizer": moments}
+        return {
+            part: sum(shard.nbytes for tensor in tensors if (shard := local(tensor)).device == self._device)
+            for part, tensors in parts.items()
+        }
+
     def state_bytes(self) -> int:
         """Return the bytes that this rank saves."""
         return sum(local(tensor).nbytes for tensor in self._saved().values())

@@ -71,6 +71,10 @@ class ShardedAdamW:
             for moment in MOMENTS:
                 state[moment] = state[moment].to(device)
 
+    def moments(self) -> list[Tensor]:
+        """Return the moments of every shard."""
+        return [state[moment] for state in self._adamw.state.values() for moment in MOMENTS]
+
     def state(self) -> dict[str, Tensor]:
         """Return the state by name, moments sharded as their parameters are; all but `schedule` shares memory."""
         state: dict[str, Tensor] = {"schedule": torch.tensor(self._num_steps)}

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import mean
+from typing import Any
 
 from rlctl_train.profiling.steps import StepProfile
+from rlctl_train.profiling.waiting import CALLS
 
 MENTIONED = 0.05
 """Share of the step below which nothing is said."""
 UNEVEN = 1.2
 """The busiest rank against the mean of its role in a phase."""
+TAIL = 0.15
+"""Share of generation that its last sequences take."""
+HANGING = 0.25
+"""Share of the step that one kind of work makes up."""
+LITTLE = 0.25
+"""Model-FLOPs utilisation below which something is said; well-tuned trainers publish 0.3 to 0.4."""
+FULLER = 1.2
+"""Measured against predicted memory."""
 LONG = 2.0
 """The longest response against the mean."""
 FAR = 2.0
@@ -29,24 +40,22 @@ WORDS = {
 }
 
 
-def advise(
-    step: StepProfile, metrics: Mapping[str, float], predicted_s: Mapping[str, float], rates: Mapping[str, float]
-) -> list[str]:
-    """Return what stands out.
+@dataclass(frozen=True)
+class Seen:
+    """What a profile shows beside its ranges, as the summary has it."""
 
-    `metrics` are those of the step; `predicted_s` the planner's seconds by phase; `rates` the share of each role's
-    devices' time in it that is communication, by phase and role (`"update_actor of actor 0"`), where a trace tells.
-    """
-    found = [*_largest(step, metrics), *_uneven(step), *_idle(step), *_between(step)]
-    found += _unlike_the_plan(step, predicted_s)
-    found += [
-        (
-            share,
-            f"{share:.0%} of the time of {what} is communication: fewer ranks, larger micro-batches or a faster link",
-        )
-        for what, share in rates.items()
-        if share > 0.2
-    ]
+    critical: Sequence[Mapping[str, Any]] = ()
+    bubbles: Sequence[Mapping[str, Any]] = ()
+    kinds: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    """Seconds by worker, phase and what operations are for."""
+    memory: Sequence[Mapping[str, Any]] = ()
+
+
+def advise(step: StepProfile, metrics: Mapping[str, float], predicted_s: Mapping[str, float], seen: Seen) -> list[str]:
+    """Return what stands out. `metrics` are those of the step; `predicted_s` the planner's seconds by phase."""
+    found = [*_largest(step, metrics), *_hanging(step, seen), *_uneven(step), *_standing(step, seen), *_idle(step)]
+    found += [*_between(step), *_unlike_the_plan(step, predicted_s), *_slow(step, metrics), *_fuller(seen)]
+    found += _communicating(step, seen)
     return [sentence for _, sentence in sorted(found, key=lambda one: -one[0])]
 
 
@@ -65,7 +74,13 @@ def _largest(step: StepProfile, metrics: Mapping[str, float]) -> list[Weighted]:
     phase = max(step.phases, key=lambda one: one.share)
     sentence = f"{word(phase.name)} is {phase.share:.0%} of the step ({phase.seconds:.3g} of {step.seconds:.3g} s)"
     longest, average = metrics.get("response_length/max", 0.0), metrics.get("response_length/mean", 0.0)
-    if phase.name == "gen" and average and longest / average > LONG:
+    tail = metrics.get("perf/tail_share", 0.0)
+    if phase.name == "gen" and tail > TAIL:
+        sentence += (
+            f"; its last 5% of sequences take {tail:.0%} of it (the longest has {longest:.0f} tokens, the mean "
+            f"{average:.0f}): more responses at once, or a lower rollout.max_response_tokens, shorten that tail"
+        )
+    elif phase.name == "gen" and average and longest / average > LONG:
         sentence += (
             f"; the longest response has {longest:.0f} tokens, {longest / average:.1f} times the mean, and all others "
             "wait for it: more responses at once, or a lower rollout.max_response_tokens"
@@ -122,6 +137,82 @@ def _between(step: StepProfile) -> list[Weighted]:
                 "(trainer.prompts_per_step) make that share smaller",
             )
         )
+    return found
+
+
+def _hanging(step: StepProfile, seen: Seen) -> list[Weighted]:
+    """Name the one kind of work that the step hangs on most, where that is not simply the largest phase."""
+    if not seen.critical:
+        return []
+    link = seen.critical[0]
+    share = link["seconds"] / step.seconds
+    if share < HANGING:
+        return []
+    return [(share / 2, f"{share:.0%} of the step hang on {link['what']} of {link['who']} in {word(link['phase'])}")]
+
+
+def _standing(step: StepProfile, seen: Seen) -> list[Weighted]:
+    """Say which device stands still most while other roles work, and in which phase."""
+    found = [one for one in seen.bubbles if one["meanwhile"] != CALLS and one["seconds"] > MENTIONED * step.seconds]
+    remedies = {"score": "more graders at once (grader.num_workers) shorten that"}
+    other = "other shares of devices, or placement=colocated, would use it"
+    return [
+        (
+            one["seconds"] / step.seconds,
+            f"{one['device']} stands still for {one['seconds'] / step.seconds:.0%} of the step while "
+            f"{one['meanwhile']} works in {word(one['phase'])}: {remedies.get(one['meanwhile'], other)}",
+        )
+        for one in found[:1]
+    ]
+
+
+def _slow(step: StepProfile, metrics: Mapping[str, float]) -> list[Weighted]:
+    """Say where trainer passes reach little of the device's peak."""
+    found = []
+    for phase in step.phases:
+        mfu = metrics.get(f"perf/mfu/{phase.name}")
+        if mfu is not None and phase.name != "gen" and mfu < LITTLE and phase.share > MENTIONED:
+            found.append(
+                (
+                    phase.share * (1 - mfu / LITTLE),
+                    f"{word(phase.name)} reaches {mfu:.0%} of the device's peak (MFU), where {LITTLE:.0%} and more are "
+                    "usual: larger engine.max_tokens_per_micro_batch, or longer mini-batches",
+                )
+            )
+    return found
+
+
+def _fuller(seen: Seen) -> list[Weighted]:
+    """Say where the fullest device held much more than was predicted, and in which part most."""
+    found = []
+    for phase in dict.fromkeys(one["phase"] for one in seen.memory):
+        parts = [one for one in seen.memory if one["phase"] == phase]
+        predicted, measured = (sum(one[key] or 0.0 for one in parts) for key in ("predicted_gib", "measured_gib"))
+        if predicted and measured > FULLER * predicted:
+            worst = max(parts, key=lambda one: (one["measured_gib"] or 0.0) - (one["predicted_gib"] or 0.0))
+            found.append(
+                (
+                    MENTIONED * measured / predicted,
+                    f"the fullest device held {measured:.2f} GiB in {phase.replace('_', ' ')} where the planner "
+                    f"expected {predicted:.2f} GiB, most more in {worst['part']}: `rlctl calibrate` corrects that",
+                )
+            )
+    return sorted(found, key=lambda one: -one[0])[:1]
+
+
+def _communicating(step: StepProfile, seen: Seen) -> list[Weighted]:
+    found = []
+    for worker, by_phase in seen.kinds.items():
+        for phase, seconds in by_phase.items():
+            share = seconds["communication"] / total if (total := sum(seconds.values())) else 0.0
+            if share > 0.2 and total > MENTIONED * step.seconds:
+                found.append(
+                    (
+                        share * total / step.seconds,
+                        f"{share:.0%} of the time of {worker} in {word(phase)} is communication: fewer ranks, larger "
+                        "micro-batches or a faster link",
+                    )
+                )
     return found
 
 

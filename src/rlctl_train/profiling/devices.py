@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -11,13 +12,15 @@ from pathlib import Path
 
 from rlctl_train.config.errors import UserError, first_line
 from rlctl_train.profiling import msprof, nsys, rocprof
-from rlctl_train.profiling.traces import TRACE, Event, read_events
+from rlctl_train.profiling.allocations import HISTORY, Allocation, of_trace
+from rlctl_train.profiling.traces import TRACE, Event, events_of, read_trace
 
 TORN = (
     OSError, EOFError, ValueError, LookupError, TypeError, ArithmeticError, csv.Error, sqlite3.Error, zlib.error,
 )  # fmt: skip
 """What reading a file that was cut off, or is of another format, ends with."""
-Source = tuple[Path, Callable[[Path], list[Event]]]
+Read = tuple[list[Event], list[Allocation]]
+Source = tuple[Path, Callable[[Path], Read]]
 """A file or folder and its reader."""
 
 
@@ -27,6 +30,8 @@ class Found:
 
     events: dict[str, list[Event]] = field(default_factory=dict)
     """In unix time, by role and rank (`actor-0`)."""
+    allocations: dict[str, list[Allocation]] = field(default_factory=dict)
+    """Likewise."""
     unread: list[str] = field(default_factory=list)
     """What could not be read, and why."""
 
@@ -40,10 +45,12 @@ def read_devices(folder: Path, workers: Iterable[str]) -> Found:
         except UserError as error:
             found.unread.append(f"{error.what}: {error.remedy}")
     for name in workers:
-        events = found.events.setdefault(name, [])
+        events, allocations = found.events.setdefault(name, []), found.allocations.setdefault(name, [])
         for path, read in _sources(folder, name):
             try:
-                events += read(path)
+                ran, asked = read(path)
+                events += ran
+                allocations += asked
             except UserError as error:
                 found.unread.append(f"{error.what}: {error.remedy}")
             except TORN as error:
@@ -54,12 +61,21 @@ def read_devices(folder: Path, workers: Iterable[str]) -> Found:
 def _sources(folder: Path, name: str) -> Iterator[Source]:
     for path in sorted(folder.glob(f"{name}.*")):
         if path.suffix == nsys.EXPORT:
-            yield path, nsys.read_export
+            yield path, lambda path: (nsys.read_export(path), [])
     for path in sorted(folder.glob(f"{name}_*")):
         if path.name.endswith((rocprof.KERNELS, rocprof.COPIES)):
-            yield path, rocprof.read_table
+            yield path, lambda path: (rocprof.read_table(path), [])
     for path in sorted(folder.glob(f"step_*/{name}{TRACE}")):
-        yield path, read_events
+        yield path, _read_trace
     for path in sorted(folder.glob(f"step_*/{name}_*{msprof.FOLDER}")):
-        yield path, msprof.read_kernels
-        yield path, msprof.read_copies
+        yield path, lambda path: (msprof.read_kernels(path), [])
+        yield path, lambda path: (msprof.read_copies(path), [])
+
+
+def _read_trace(path: Path) -> Read:
+    """Return what a trace tells; of allocations the allocator's own history beside it tells more, if there is one."""
+    content = read_trace(path)
+    history = path.with_name(path.name.removesuffix(TRACE) + HISTORY)
+    if not history.exists():
+        return events_of(content), of_trace(content)
+    return events_of(content), [Allocation(**one) for one in json.loads(history.read_text())["allocations"]]

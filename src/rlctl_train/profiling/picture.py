@@ -1,14 +1,18 @@
-"""Pictures of a profiled step as inline SVG: who works when, and how much memory each holds."""
+"""Pictures of profiles as inline SVG: who works when, how much memory each holds, and two steps side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 from rlctl_train.profiling.steps import StepProfile, Worker
 from rlctl_train.telemetry.curves import COLORS
 
 WIDTH, LABELS, LANE, GAP = 1100, 110, 26, 8
 TEXT = 'font-size="12" fill="currentColor"'
+MOST_BARS = 12
+"""Phases that are drawn side by side."""
 NARROWEST = 0.6
 """Pixels below which a range is not drawn."""
 
@@ -51,7 +55,7 @@ def memory(step: StepProfile) -> str:
     most = max((held for points in series.values() for _, held in points), default=0)
     if not most:
         return ""
-    parts = [_axis(step, height)]
+    parts = [_axis(step, height), *_shades(step, height)]
     for number, (name, points) in enumerate(series.items()):
         color = COLORS[number % len(COLORS)]
         path = " ".join(f"{_x(step, at):.1f},{height - 10 - (height - 30) * held / most:.1f}" for at, held in points)
@@ -61,6 +65,46 @@ def memory(step: StepProfile) -> str:
             f'<text x="{LABELS + 8 + 190 * number}" y="14" font-size="12" fill="{color}">{escape(label)}</text>'
         )
     return _svg(height + 24, parts)
+
+
+def _shades(step: StepProfile, height: int) -> list[str]:
+    """Return the phases as shades behind a curve, named where there is room."""
+    parts = []
+    for number, phase in enumerate(step.phases):
+        for start, end in phase.spans:
+            left, width = _place(step, start, end)
+            color = COLORS[number % len(COLORS)]
+            parts.append(
+                f'<rect x="{left:.1f}" y="0" width="{width:.1f}" height="{height}" fill="{color}" opacity="0.09">'
+                f"<title>{escape(phase.name)}</title></rect>"
+            )
+            if width > 7 * len(phase.name):
+                parts.append(f'<text x="{left + 4:.1f}" y="{height - 6}" {TEXT}>{escape(phase.name)}</text>')
+    return parts
+
+
+def bars(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return two bars for each row, `first_s` and `second_s`, under the names of the two."""
+    drawn = sorted(rows, key=lambda row: -max(row["first_s"] or 0.0, row["second_s"] or 0.0))[:MOST_BARS]
+    longest = max((row[key] or 0.0 for row in drawn for key in ("first_s", "second_s")), default=0.0)
+    if not longest:
+        return ""
+    parts = [
+        f'<text x="{LABELS + 190 * number}" y="14" font-size="12" fill="{COLORS[number]}">{escape(name)}</text>'
+        for number, name in enumerate(names)
+    ]
+    for number, row in enumerate(drawn):
+        top = 26 + number * (LANE + GAP)
+        parts.append(f'<text x="0" y="{top + LANE - 8}" {TEXT}>{escape(row["phase"])}</text>')
+        for half, key in enumerate(("first_s", "second_s")):
+            seconds = row[key] or 0.0
+            width, y = (WIDTH - LABELS - 70) * seconds / longest, top + half * LANE / 2
+            parts.append(
+                f'<rect x="{LABELS}" y="{y}" width="{width:.1f}" height="{LANE / 2 - 1}" fill="{COLORS[half]}"/>'
+                f'<text x="{LABELS + width + 6:.1f}" y="{y + 10}" font-size="10" fill="currentColor">'
+                f"{seconds:.3g} s</text>"
+            )
+    return _svg(26 + len(drawn) * (LANE + GAP), parts)
 
 
 def _shown(step: StepProfile, worker: Worker, depth: int) -> bool:

@@ -8,19 +8,23 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from rlctl_train import device
 from rlctl_train.config.profile import ProfileConfig
+from rlctl_train.device_load import Load
 from rlctl_train.memory_watch import held_bytes
+from rlctl_train.profiling.allocations import SNAPSHOT
 from rlctl_train.profiling.ranges import listening
+from rlctl_train.profiling.snapshots import keep_snapshot
 from rlctl_train.profiling.timeline import SUFFIX, Timeline, moment
 from rlctl_train.profiling.tools import PROGRAMS, chosen
 from rlctl_train.profiling.traces import TRACE
 
-SNAPSHOT = ".snapshot.pickle"
 ACTIVITIES = {"cpu": (), "cuda": (ProfilerActivity.CUDA,), "npu": (ProfilerActivity.PrivateUse1,)}
 Act = Callable[[], None]
 SILENT = nullcontext()
@@ -28,19 +32,36 @@ MAX_EVENTS = 100_000
 """Events that the allocator's history keeps; older ones are dropped."""
 
 
-class Recorder:
-    """Records between `start` and `stop`; `kind` is the torch device type."""
+@dataclass(frozen=True)
+class Who:
+    """A process that records."""
 
-    def __init__(self, config: ProfileConfig, role: str, rank: int, kind: str) -> None:
-        self._config, self._role, self._rank, self._kind = config, role, rank, kind
+    role: str
+    rank: int
+    kind: str
+    """The torch device type."""
+    slot: int | None = None
+    """Number of the device that it works on, counted over the whole run; None for one that has no share in any."""
+
+    @property
+    def file(self) -> str:
+        """What names of its files begin with."""
+        return f"{self.role}-{self.rank}"
+
+
+class Recorder:
+    """Records between `start` and `stop`."""
+
+    def __init__(self, config: ProfileConfig, who: Who) -> None:
+        self._config, self._who = config, who
         self._open = ExitStack()
 
     def start(self, folder: Path, marking: AbstractContextManager[object] = SILENT) -> None:
         """Begin to record what goes to `folder` once it ends; `marking` marks more ranges meanwhile."""
         folder.mkdir(parents=True, exist_ok=True)
-        target = folder / f"{self._role}-{self._rank}"
+        target = folder / self._who.file
         self._open.enter_context(self._ranges(target))
-        if chosen(self._config, self._role, self._rank):
+        if chosen(self._config, self._who.role, self._who.rank):
             for context in self._tools(target):
                 self._open.enter_context(context)
         self._open.enter_context(marking)
@@ -51,28 +72,31 @@ class Recorder:
 
     @contextmanager
     def _ranges(self, target: Path) -> Iterator[None]:
-        timeline = Timeline(lambda: held_bytes(self._kind))
-        with listening(timeline):
+        who = self._who
+        timeline, load = Timeline(lambda: held_bytes(who.kind)), Load(who.kind)
+        with listening(timeline), load:
             yield
-        facts = {"role": self._role, "rank": self._rank, "host": socket.gethostname(), "pid": os.getpid()}
-        timeline.write(target.with_name(target.name + SUFFIX), **facts, device=self._kind)
+        facts = {"role": who.role, "rank": who.rank, "host": socket.gethostname(), "pid": os.getpid()}
+        facts |= {"device": who.kind, "slot": who.slot, "threads": torch.get_num_threads(), "load": load.samples}
+        timeline.write(target.with_name(target.name + SUFFIX), **facts)
 
     def _tools(self, target: Path) -> Iterator[AbstractContextManager[object]]:
         if self._config.tool == "ranges":
             return
         if self._config.tool in PROGRAMS:
             yield listening(device.vendor_range)
-            yield device.vendor_capture(self._kind)
+            yield device.vendor_capture(self._who.kind)
             yield device.vendor_range(moment())
             return
         if self._config.tool == "msprof":
             shapes, stacks = self._config.shapes, self._config.stacks
-            yield device.ascend_profiled(self._config.msprof, target, self._kind, shapes=shapes, stacks=stacks)
+            yield device.ascend_profiled(self._config.msprof, target, self._who.kind, shapes=shapes, stacks=stacks)
             yield listening(device.vendor_range)
             return
-        yield _traced(self._config, self._kind, target.with_name(target.name + TRACE))
+        yield _traced(self._config, self._who.kind, target.with_name(target.name + TRACE))
         if self._config.tool == "memory":
-            yield device.allocations(self._kind, target.with_name(target.name + SNAPSHOT), MAX_EVENTS)
+            yield device.allocator_history(self._who.kind, MAX_EVENTS)
+            yield _kept(self._who.kind, target.with_name(target.name + SNAPSHOT))
 
 
 class Recordable:
@@ -80,9 +104,9 @@ class Recordable:
 
     _recorder: Recorder | None = None
 
-    def start_recording(self, config: ProfileConfig, role: str, rank: int, kind: str, folder: Path) -> None:
+    def start_recording(self, config: ProfileConfig, who: Who, folder: Path) -> None:
         """Record until `stop_recording`, into files of `folder` named after role and rank."""
-        self._recorder = Recorder(config, role, rank, kind)
+        self._recorder = Recorder(config, who)
         self._recorder.start(folder, self._marking())
 
     def _marking(self) -> AbstractContextManager[object]:
@@ -102,13 +126,20 @@ def recorded(
 ) -> Iterator[None]:
     """Record the body in the driver, and in workers that `start` and `stop` recording."""
     start()
-    driver = Recorder(config.model_copy(update={"tool": "ranges"}), "driver", 0, "cpu")
+    driver = Recorder(config.model_copy(update={"tool": "ranges"}), Who("driver", 0, "cpu"))
     driver.start(folder)
     try:
         yield
     finally:
         driver.stop()
     stop()
+
+
+@contextmanager
+def _kept(kind: str, path: Path) -> Iterator[None]:
+    """Write the allocator's history of the body."""
+    yield
+    keep_snapshot(kind, path)
 
 
 @contextmanager

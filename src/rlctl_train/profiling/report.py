@@ -1,83 +1,21 @@
-"""What a profile shows: one record for programs, one page to look at. Reads a run folder; needs no torch."""
+"""What a profile shows, as pages to look at: one for a run, one for two side by side. Each is a file by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from statistics import median
 from typing import Any, get_args
 
 from rlctl_train.config.layout import RunFiles
 from rlctl_train.profiling import picture
-from rlctl_train.profiling.advice import advise
-from rlctl_train.profiling.devices import read_devices
-from rlctl_train.profiling.steps import StepProfile, read_steps
-from rlctl_train.profiling.traces import TRACE, Event, Kind, Operation, operations
+from rlctl_train.profiling.steps import read_steps
+from rlctl_train.profiling.summary import compare, compare_operations
+from rlctl_train.profiling.traces import Kind
 from rlctl_train.telemetry import page
-from rlctl_train.telemetry.metrics import read_metrics
 
-MOST = 8
-"""Operations named per worker and phase."""
-PERFETTO = "https://ui.perfetto.dev"
-
-
-def summarize(files: RunFiles, predicted_s: Mapping[str, float]) -> dict[str, Any]:
-    """Return everything the profile of a run says; `predicted_s` are the planner's seconds by phase, where it has any.
-
-    Seconds and shares of each phase are those of the driver; `busy_s` of each worker are what it was at work in it.
-    """
-    profiled = read_steps(files.profile)
-    workers = sorted({(worker.role, worker.rank) for step in profiled for worker in step.workers})
-    found = read_devices(files.profile, (f"{role}-{rank}" for role, rank in workers))
-    metrics = {line["step"]: line for line in read_metrics(files.metrics) if line.get("phase") == "train"}
-    steps = []
-    for step in profiled:
-        traced = {one.name: _operations(step, found.events[f"{one.role}-{one.rank}"]) for one in step.workers}
-        measured = metrics.get(step.step, {})
-        steps.append(
-            {
-                "step": step.step,
-                "seconds": step.seconds,
-                "between_s": step.between_s,
-                "tokens_per_s": measured.get("perf/total_num_tokens", 0.0) / step.seconds,
-                "overlap": step.overlap,
-                "nobody": step.nobody,
-                "phases": [
-                    {
-                        "name": phase.name,
-                        "seconds": phase.seconds,
-                        "share": phase.share,
-                        "predicted_s": predicted_s.get(phase.name),
-                        "busy_s": phase.busy_s,
-                    }
-                    for phase in step.phases
-                ],
-                "workers": [
-                    {
-                        "name": worker.name,
-                        "host": worker.host,
-                        "device": worker.device,
-                        "busy": step.busy_share(worker),
-                        "peak_gib": max((one.bytes_after for one in worker.ranges), default=0) / 2**30,
-                    }
-                    for worker in step.workers
-                ],
-                "operations": {
-                    name: {phase: [vars(one) for one in found[:MOST]] for phase, found in by_phase.items()}
-                    for name, by_phase in traced.items()
-                    if by_phase
-                },
-                "kinds": {
-                    name: {phase: _by_kind(found) for phase, found in by_phase.items()}
-                    for name, by_phase in traced.items()
-                    if by_phase
-                },
-                "advice": advise(step, measured, predicted_s, _communication(traced)),
-            }
-        )
-    traces = sorted(str(file) for file in files.profile.rglob(f"*{TRACE}"))
-    return {"run": files.root.name, "steps": steps, "traces": traces, "unread": found.unread}
+SMALL = 0.005
+"""Share of a step below which a row is left out."""
 
 
 def write_page(files: RunFiles, summary: Mapping[str, Any]) -> Path:
@@ -86,63 +24,46 @@ def write_page(files: RunFiles, summary: Mapping[str, Any]) -> Path:
     body = [page.header(title, f"{len(summary['steps'])} step(s)")]
     for made, step in zip(summary["steps"], read_steps(files.profile), strict=True):
         body += [f"<h2>Step {made['step']}</h2>\n", page.tiles(_tiles(made)), _advice(made["advice"])]
-        body += [_figure("Who works when", picture.lanes(step)), _phases(made), _workers(made)]
-        body += [_figure("Memory held", picture.memory(step)), *_operation_tables(made)]
+        body += [_figure("Who works when", picture.lanes(step)), _phases(made), _devices(made), _workers(made)]
+        body += [_critical(made), _bubbles(made), _figure("Memory held", picture.memory(step)), _memory(made)]
+        body += [*_operation_tables(made), _allocations(made)]
     body.append(_traces(summary["traces"]))
     path = files.profile / "report.html"
     path.write_text(page.document(title, body), encoding="utf-8")
     return path
 
 
-def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the median step of two profiles side by side, phase by phase; `times` is the second over the first."""
-    sides = [_phase_medians(one["steps"]) for one in (first, second)]
-    rows = []
-    for name in dict.fromkeys([*sides[0], *sides[1]]):
-        before, after = (side.get(name) for side in sides)
-        rows.append(
-            {"phase": name, "first_s": before, "second_s": after, "times": after / before if before and after else None}
-        )
-    return rows
-
-
-def _phase_medians(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the median seconds of every phase, and of the whole step."""
-    found: dict[str, list[float]] = {}
-    for step in steps:
-        found.setdefault("step", []).append(step["seconds"])
-        for phase in step["phases"]:
-            found.setdefault(phase["name"], []).append(phase["seconds"])
-    return {name: median(seconds) for name, seconds in found.items()}
-
-
-def _operations(step: StepProfile, events: Sequence[Event]) -> dict[str, list[Operation]]:
-    """Return what a worker's events are in a step, by phase; nothing where no tool recorded it."""
-    start, end = step.span
-    inside = [event for event in events if start <= event.start_ns < end]
-    found = {phase.name: operations(inside, phase.spans) for phase in step.phases}
-    return {name: made for name, made in found.items() if made}
-
-
-def _by_kind(made: Sequence[Operation]) -> dict[str, float]:
-    """Return the seconds of operations by what they are for."""
-    return {kind: sum(one.seconds for one in made if one.kind == kind) for kind in get_args(Kind)}
-
-
-def _communication(traced: Mapping[str, Mapping[str, list[Operation]]]) -> dict[str, float]:
-    rates = {}
-    for name, by_phase in traced.items():
-        for phase, made in by_phase.items():
-            seconds = _by_kind(made)
-            if total := sum(seconds.values()):
-                rates[f"{name} in {phase}"] = seconds["communication"] / total
-    return rates
+def write_comparison(files: RunFiles, first: Mapping[str, Any], second: Mapping[str, Any]) -> Path:
+    """Write a page that holds another run's profile against the one in `files`, and return where it is."""
+    names = [str(one["run"]) for one in (first, second)]
+    title, rows = f"{names[0]} against {names[1]}", compare(first, second)
+    body = [page.header(title, "median steps"), page.tiles(_step_tiles(names, rows[0]))]
+    body.append(_figure("Phases", picture.bars(names, [row for row in rows if row["phase"] != "step"])))
+    body.append(page.table("Phases", ("phase", *names, "times"), [_seconds_row("phase", row) for row in rows]))
+    changed = compare_operations(first, second)[: 2 * picture.MOST_BARS]
+    if changed:
+        cells = [_seconds_row("operation", row) for row in changed]
+        body.append(page.table("Operations that differ most", ("operation", *names, "times"), cells))
+    for name, one in zip(names, (first, second), strict=True):
+        body += [f"<h2>{escape(name)}</h2>\n", *(_advice(step["advice"]) for step in one["steps"])]
+    path = files.profile / f"against-{names[1]}.html"
+    path.write_text(page.document(title, body), encoding="utf-8")
+    return path
 
 
 def _tiles(made: Mapping[str, Any]) -> list[tuple[str, str]]:
     figures = [("a step", f"{made['seconds']:.3g} s"), ("tokens per second", f"{made['tokens_per_s']:,.0f}")]
-    figures += [(f"{one['name']} at work", f"{one['busy']:.0%}") for one in made["workers"][:6]]
+    figures += [(f"{one['name']} has work", f"{one['at_work']:.0%}") for one in made["devices"][:4]]
+    figures += [(f"{one['name']} at work", f"{one['busy']:.0%}") for one in made["workers"][:4]]
     return [*figures, ("two roles at once", f"{made['overlap']:.0%}"), ("nobody at work", f"{made['nobody']:.0%}")]
+
+
+def _step_tiles(names: Sequence[str], step: Mapping[str, Any]) -> list[tuple[str, str]]:
+    times = "" if step["times"] is None else f"{step['times']:.2f}x"
+    return [
+        *((name, _s(step[key])) for name, key in zip(names, ("first_s", "second_s"), strict=True)),
+        ("times", times),
+    ]
 
 
 def _advice(sentences: Sequence[str]) -> str:
@@ -162,15 +83,34 @@ def _phases(made: Mapping[str, Any]) -> str:
     rows = [
         (
             phase["name"],
-            f"{phase['seconds']:.3g} s",
+            _s(phase["seconds"]),
             f"{phase['share']:.1%}",
-            "" if phase["predicted_s"] is None else f"{phase['predicted_s']:.3g} s",
+            _s(phase["predicted_s"]),
+            "" if phase["tflops"] is None else f"{phase['tflops']:.3g}",
+            _share(phase["mfu"]),
             ", ".join(f"{name} {seconds:.3g} s" for name, seconds in phase["busy_s"].items()),
         )
         for phase in made["phases"]
     ]
-    rows.append(("between phases", f"{made['between_s']:.3g} s", f"{made['between_s'] / made['seconds']:.1%}", "", ""))
-    return page.table("Phases", ("phase", "time", "share", "predicted", "at work"), rows)
+    rows.append(("between phases", _s(made["between_s"]), f"{made['between_s'] / made['seconds']:.1%}", "", "", "", ""))
+    return page.table("Phases", ("phase", "time", "share", "predicted", "TFLOP/s/device", "MFU", "at work"), rows)
+
+
+def _devices(made: Mapping[str, Any]) -> str:
+    rows = [
+        (
+            one["name"],
+            one["host"],
+            ", ".join(one["workers"]),
+            f"{one['at_work']:.1%}",
+            f"{one['idle']:.1%}",
+            _share(one["computed"]),
+            ", ".join(f"{phase} {share:.0%}" for phase, share in one["computed_by_phase"].items()),
+        )
+        for one in made["devices"]
+    ]
+    columns = ("device", "host", "workers", "has work", "idle", "computes", "by phase")
+    return page.table("Devices", columns, rows) if rows else ""
 
 
 def _workers(made: Mapping[str, Any]) -> str:
@@ -179,6 +119,42 @@ def _workers(made: Mapping[str, Any]) -> str:
         for one in made["workers"]
     ]
     return page.table("Workers", ("worker", "host", "device", "at work", "memory, GiB"), rows)
+
+
+def _critical(made: Mapping[str, Any]) -> str:
+    rows = [
+        (one["phase"], one["who"], one["what"], _s(one["seconds"]), f"{one['seconds'] / made['seconds']:.1%}")
+        for one in _weighty(made["critical"], made["seconds"])
+    ]
+    return page.table("Critical path", ("phase", "worker", "what", "time", "share of the step"), rows) if rows else ""
+
+
+def _bubbles(made: Mapping[str, Any]) -> str:
+    rows = [
+        (one["device"], one["phase"], one["meanwhile"], _s(one["seconds"]), f"{one['seconds'] / made['seconds']:.1%}")
+        for one in _weighty(made["bubbles"], made["seconds"])
+    ]
+    columns = ("device", "stands still in", "meanwhile", "time", "share of the step")
+    return page.table("Bubbles", columns, rows) if rows else ""
+
+
+def _memory(made: Mapping[str, Any]) -> str:
+    rows = [
+        (one["phase"], one["part"], _gib(one["predicted_gib"]), _gib(one["measured_gib"])) for one in made["memory"]
+    ]
+    columns = ("phase", "part", "predicted, GiB", "measured, GiB")
+    return page.table("Memory of the fullest device", columns, rows) if rows else ""
+
+
+def _allocations(made: Mapping[str, Any]) -> str:
+    rows = [
+        (worker, phase, f"{peak['gib'] * 1024:,.1f} MiB", f"{asker}", f"{gib * 1024:,.1f} MiB")
+        for worker, by_phase in made["allocations"].items()
+        for phase, peak in by_phase.items()
+        for asker, gib in peak["by_asker"].items()
+    ]
+    columns = ("worker", "phase", "most at once", "asked for by", "of it")
+    return page.table("Tensors that come and go", columns, rows) if rows else ""
 
 
 def _operation_tables(made: Mapping[str, Any]) -> list[str]:
@@ -202,4 +178,27 @@ def _traces(traces: Sequence[str]) -> str:
     if not traces:
         return ""
     names = "".join(f"<li><code>{escape(one)}</code></li>" for one in traces)
-    return f"<h2>Traces</h2>\n<p>Open them at <code>{PERFETTO}</code>:</p>\n<ul>{names}</ul>\n"
+    how = (
+        "Open them with <code>rlctl profile open RUN STEP/WORKER</code>, or drop them on <code>ui.perfetto.dev</code>:"
+    )
+    return f"<h2>Traces</h2>\n<p>{how}</p>\n<ul>{names}</ul>\n"
+
+
+def _weighty(rows: Iterable[Mapping[str, Any]], seconds: float) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["seconds"] > SMALL * seconds]
+
+
+def _seconds_row(what: str, row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    return row[what], _s(row["first_s"]), _s(row["second_s"]), "" if row["times"] is None else f"{row['times']:.2f}x"
+
+
+def _s(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.3g} s"
+
+
+def _gib(gib: float | None) -> str:
+    return "" if gib is None else f"{gib:.2f}"
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"

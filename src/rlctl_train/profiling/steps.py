@@ -1,19 +1,20 @@
-"""What the ranges of a profiled step add up to: phases, who was busy, who waited for whom."""
+"""What the ranges of a profiled step add up to: phases, workers, and the devices that they work on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from rlctl_train.config.errors import UserError
+from rlctl_train.profiling.spans import Span, clipped, merged, total_s
 from rlctl_train.profiling.timeline import SUFFIX, Range, read_ranges
 
+PARTS = "memory.json"
+"""In a step's folder, the parts of what the fullest device held in each phase."""
 STEP = "step"
 """The driver's range around a whole step."""
-Span = tuple[int, int]
-"""Start and end in nanoseconds."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Worker:
     host: str
     device: str
     ranges: tuple[Range, ...]
+    slot: int | None = None
+    """Number of the device that it works on; None for one that has no share in any."""
+    threads: int = 1
+    load: tuple[tuple[int, float], ...] = ()
+    """Share in which the device computed, as its driver said at moments of the unix clock."""
 
     @property
     def name(self) -> str:
@@ -37,6 +43,30 @@ class Worker:
     def busy(self, within: Span) -> list[Span]:
         """Return when it was at work, without overlaps."""
         return merged(clipped(((one.start_ns, one.end_ns) for one in self.at(0)), within))
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device of a run: an accelerator, or on CPU the threads that a worker is given."""
+
+    slot: int
+    workers: tuple[Worker, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.workers[0].device} {self.slot}"
+
+    def busy(self, within: Span) -> list[Span]:
+        """Return when any of its workers was at work."""
+        return merged([span for worker in self.workers for span in worker.busy(within)])
+
+    def computed(self, within: Span) -> float | None:
+        """Return the share of a span in which it computed, as processor time or its driver tells; None unknown."""
+        if self.workers[0].device == "cpu":
+            spent = sum(one.processor_ns * _share_within(one, within) for w in self.workers for one in w.at(0))
+            return min(1.0, spent / (within[1] - within[0]) / max(worker.threads for worker in self.workers))
+        seen = [share for worker in self.workers for at, share in worker.load if within[0] <= at <= within[1]]
+        return sum(seen) / len(seen) if seen else None
 
 
 @dataclass(frozen=True)
@@ -59,6 +89,14 @@ class StepProfile:
     step: int
     driver: Worker
     workers: tuple[Worker, ...]
+    parts_gib: dict[str, dict[str, float]]
+    """Parts of what the fullest device held, by the workers' phases."""
+
+    @cached_property
+    def devices(self) -> tuple[Device, ...]:
+        """The devices in order."""
+        slots = sorted({worker.slot for worker in self.workers if worker.slot is not None})
+        return tuple(Device(slot, tuple(w for w in self.workers if w.slot == slot)) for slot in slots)
 
     @cached_property
     def span(self) -> Span:
@@ -121,7 +159,8 @@ def read_steps(folder: Path) -> list[StepProfile]:
         everyone = [_worker(file) for file in sorted(step.glob(f"*{SUFFIX}"))]
         (driver,) = (one for one in everyone if one.role == "driver")
         workers = tuple(one for one in everyone if one.role != "driver")
-        found.append(StepProfile(int(step.name.removeprefix("step_")), driver, workers))
+        parts = json.loads((step / PARTS).read_text()) if (step / PARTS).exists() else {}
+        found.append(StepProfile(int(step.name.removeprefix("step_")), driver, workers, parts))
     if not found:
         raise UserError(
             f"{folder} holds no profiled step", "profile one with `rlctl profile PRESET`, or wait for its end"
@@ -134,28 +173,22 @@ def step_folder(folder: Path, step: int) -> Path:
     return folder / f"step_{step:06d}"
 
 
-def merged(spans: Iterable[Span]) -> list[Span]:
-    """Return spans in order, those that overlap as one."""
-    made: list[Span] = []
-    for start, end in sorted(spans):
-        if made and start <= made[-1][1]:
-            made[-1] = made[-1][0], max(made[-1][1], end)
-        else:
-            made.append((start, end))
-    return made
-
-
-def clipped(spans: Iterable[Span], within: Span) -> list[Span]:
-    """Return what of each span lies within another."""
-    cut = [(max(start, within[0]), min(end, within[1])) for start, end in spans]
-    return [(start, end) for start, end in cut if start < end]
-
-
-def total_s(spans: Sequence[Span]) -> float:
-    """Return the sum of the lengths in seconds."""
-    return sum(end - start for start, end in spans) / 1e9
-
-
 def _worker(file: Path) -> Worker:
     facts, ranges = read_ranges(file)
-    return Worker(facts["role"], facts["rank"], facts["host"], facts["device"], tuple(ranges))
+    load = tuple((at, share) for at, share in facts["load"])
+    return Worker(
+        facts["role"],
+        facts["rank"],
+        facts["host"],
+        facts["device"],
+        tuple(ranges),
+        facts["slot"],
+        facts["threads"],
+        load,
+    )
+
+
+def _share_within(one: Range, within: Span) -> float:
+    """Return the share of a range that lies within a span."""
+    inside = clipped([(one.start_ns, one.end_ns)], within)
+    return total_s(inside) / one.seconds if inside else 0.0

@@ -33,6 +33,8 @@ class Range:
     bytes_before: int
     """Memory that the process held when it began: on an accelerator torch's share of it, else the resident size."""
     bytes_after: int
+    processor_ns: int = 0
+    """Processor time that the process took meanwhile, on all its threads."""
 
     @property
     def seconds(self) -> float:
@@ -53,12 +55,12 @@ class Timeline:
         """Record the body."""
         depth = getattr(self._depths, "now", 0)
         self._depths.now = depth + 1
-        before, start = self._held_bytes(), time.time_ns()
+        before, processor, start = self._held_bytes(), time.process_time_ns(), time.time_ns()
         try:
             yield
         finally:
-            end = time.time_ns()
-            self.ranges.append(Range(name, start, end, depth, before, self._held_bytes()))
+            end, took = time.time_ns(), time.process_time_ns() - processor
+            self.ranges.append(Range(name, start, end, depth, before, self._held_bytes(), took))
             self._depths.now = depth
 
     def write(self, path: Path, **facts: Any) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rlctl_train.profiling.steps import Span
+from rlctl_train.profiling.spans import Span
 
 TRACE = ".trace.json.gz"
 Kind = Literal["compute", "communication", "copy"]
@@ -47,10 +47,14 @@ class Event:
     on_device: bool
 
 
-def read_events(path: Path) -> list[Event]:
-    """Return the operations and kernels of a trace; kernels alone where there are any: the host then only launches."""
+def read_trace(path: Path) -> dict[str, Any]:
+    """Return what a trace holds."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        content = json.load(file)
+        return json.load(file)
+
+
+def events_of(content: Mapping[str, Any]) -> list[Event]:
+    """Return the operations and kernels of a trace; kernels alone where there are any: the host then only launches."""
     base = int(content.get("baseTimeNanoseconds", 0))
     events = [
         Event(

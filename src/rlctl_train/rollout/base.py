@@ -38,6 +38,8 @@ class Sample:
     token_ids: list[int]
     logp: list[float]
     finish_reason: FinishReason
+    seconds: float | None = None
+    """From the begin of the call to the last token; None where the engine does not tell."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,10 @@ class Rollout(Protocol):
 
     def finish_update(self, version: int) -> str:
         """Make the new weights current, drop caches, and return the checksum of what the engine now holds."""
+        ...
+
+    def held_bytes(self) -> dict[str, int]:
+        """Return the bytes of each part that it has on its device now, as far as it can tell."""
         ...
 
     def sleep(self) -> None:

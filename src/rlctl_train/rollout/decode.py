@@ -6,6 +6,7 @@ ones take their places, so every step works on a dense batch and a decoder moves
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -80,6 +81,8 @@ class Decoding:
         self._waiting = 0
         self._active = self._rows([])
         self._trace: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._begin = time.perf_counter()
+        self._seconds = [0.0] * len(requests)
 
     def run(self) -> list[Sample]:
         """Decode until every request is answered; return samples in the order of the requests."""
@@ -134,6 +137,9 @@ class Decoding:
             done |= (tokens[:, None] == self._stop_ids).any(1)
         if not done.any():
             return tokens
+        passed_s = time.perf_counter() - self._begin
+        for request in self._active.request[done].tolist():
+            self._seconds[request] = passed_s
         num_rows = len(done) - int(done.sum())
         targets = done[:num_rows].nonzero()[:, 0]
         sources = (~done[num_rows:]).nonzero()[:, 0] + num_rows
@@ -157,6 +163,6 @@ class Decoding:
         lengths = request.bincount(minlength=len(self._requests)).tolist()
         stops = set(self._stop_ids.tolist())
         return [
-            Sample(tokens := i.tolist(), p.tolist(), "stop" if tokens[-1] in stops else "length")
-            for i, p in zip(ids.split(lengths), logp.split(lengths), strict=True)
+            Sample(tokens := i.tolist(), p.tolist(), "stop" if tokens[-1] in stops else "length", seconds)
+            for i, p, seconds in zip(ids.split(lengths), logp.split(lengths), self._seconds, strict=True)
         ]

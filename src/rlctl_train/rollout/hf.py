@@ -84,6 +84,11 @@ class HfRolloutEngine:
         self.version = version
         return held
 
+    def held_bytes(self) -> dict[str, int]:
+        """Return the bytes of the weights, where they are on the device."""
+        there = [p for p in self._model.parameters() if p.device.type == self._device.type]
+        return {"weights": sum(parameter.nbytes for parameter in there)}
+
     def sleep(self) -> None:
         """Move the weights to host memory."""
         if self._device.type != "cpu":

@@ -81,7 +81,7 @@ class VllmRolloutEngine:
             "generation_config": "vllm",
             "logprobs_mode": "raw_logprobs",
             "worker_extension_cls": "rlctl_train.rollout.vllm_worker.WeightReceiver",
-            "disable_log_stats": True,
+            "disable_log_stats": False,  # they say when each response ended
             "seed": 0,
         }
         if self._on_cpu:
@@ -106,7 +106,7 @@ class VllmRolloutEngine:
             [self._parameters(sampling, budget, row) for budget, row in zip(budgets, rows, strict=True)],
             use_tqdm=False,
         )
-        samples = [_sample(output.outputs[0]) for output in outputs]
+        samples = [_sample(output) for output in outputs]
         check_finite(samples, self.version)
         return samples
 
@@ -130,6 +130,10 @@ class VllmRolloutEngine:
         self._llm.reset_prefix_cache()
         self.version = version
         return running.hexdigest()
+
+    def held_bytes(self) -> dict[str, int]:
+        """Return nothing: vLLM takes one share of the device for all its parts."""
+        return {}
 
     def sleep(self) -> None:
         """Move the weights to host memory and drop the KV cache; on CPU there is nothing to free."""
@@ -201,9 +205,13 @@ def _start(vllm: Any, settings: dict[str, Any]) -> Any:
         ) from error
 
 
-def _sample(output: Any) -> Sample:
+def _sample(request: Any) -> Sample:
+    (output,), stats = request.outputs, request.metrics
     logp = [step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True)]
-    return Sample(list(output.token_ids), logp, "length" if output.finish_reason == "length" else "stop")
+    reason = "length" if output.finish_reason == "length" else "stop"
+    return Sample(
+        list(output.token_ids), logp, reason, None if stats is None else stats.last_token_ts - stats.queued_ts
+    )
 
 
 def _request_seed(seed: int, row: int) -> int:

@@ -5,11 +5,15 @@ Letters: S sequences, T padded response length. Per-token columns are read where
 
 from __future__ import annotations
 
+from math import ceil
+
 from torch import Tensor
 
 from rlctl_train.batch import Batch
 
 TOKEN_COLUMNS = ("advantages", "returns", "values")
+TAIL = 0.05
+"""Share of the sequences, those that end last."""
 
 
 def batch_metrics(batch: Batch) -> dict[str, float]:
@@ -17,7 +21,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
 
     Scores, rewards (summed over a response) and lengths are over S sequences; advantages, returns and values
     over the response tokens of all sequences; `response_length/clip_ratio` is the share of sequences that
-    ended at the length limit.
+    ended at the length limit; `perf/tail_share` is the share of generation in which at most `TAIL` of them go on.
     """
     metrics: dict[str, float] = {}
     if "score" in batch:
@@ -37,6 +41,9 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
             metrics |= _spread(f"{side}_length", batch[f"{side}_len"])
     if "truncated" in batch and len(batch):
         metrics["response_length/clip_ratio"] = float(batch["truncated"].float().mean())
+    if "seconds" in batch and len(batch) and (longest := float(batch["seconds"].max())):
+        most = batch["seconds"].kthvalue(ceil((1 - TAIL) * len(batch))).values
+        metrics["perf/tail_share"] = 1.0 - float(most) / longest
     return metrics
 
 

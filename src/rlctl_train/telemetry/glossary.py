@@ -89,6 +89,12 @@ GLOSSARY = (
     Meaning("perf/throughput", "tokens/s/device", "Prompt and response tokens per second of the step and device."),
     Meaning("perf/total_num_tokens", "tokens", "Prompt and response tokens of the step."),
     Meaning("perf/response_tokens", "tokens", "Response tokens of the step."),
+    Meaning("perf/tail_share", "ratio", "Share of generation in which at most the last 5 % of responses go on."),
+    Meaning(
+        "perf/tflops/<phase>", "TFLOP/s/device", "Rate at which a phase does the model's own work (docs/profiling.md)."
+    ),
+    Meaning("perf/mfu/<phase>", "ratio", "That rate over the device's peak, where the catalogue knows the peak."),
+    Meaning("perf/object_store_gib", "GiB", "Memory of Ray's object stores that is in use, over all nodes."),
     Meaning("perf/time_per_step", "s", "Wall time of the whole step."),
     Meaning(
         "busy/<role>",
