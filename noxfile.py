@@ -187,6 +187,7 @@ def bench(session: nox.Session) -> None:
     session.run(env / "python", "benchmarks/startup.py")
     session.run(env / "python", "benchmarks/algorithm_cost.py")
     session.run(env / "python", "benchmarks/ranges.py")
+    session.run(env / "python", "benchmarks/always_on.py")
     session.run(env / "python", "benchmarks/saving.py")
     session.run(env / "python", "benchmarks/merging.py", "--verl-python", str(verl / "python"))
     session.run(env / "python", "benchmarks/race.py", "--trl-python", str(peer / "python"), *session.posargs)

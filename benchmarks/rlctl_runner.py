@@ -65,7 +65,7 @@ def main() -> None:
     status = Status(RunFiles(folder), config.trainer.num_steps)
     rows = [_row(tokenizer, text) for text in PROMPTS]
     spec = WorkerSpec(config, plan, options.model, options.model, 1_000_000)
-    crew = Crew(spec, layout, folder / "workers.json")
+    crew = Crew(spec, layout, tokenizer, folder / "workers.json")
     fleet = Fleet(crew, spec, status, Restarts(0, status))
     run = Controller(crew, fleet, spec, materials, status, draw=lambda num: rows[:num])
     crew.start()

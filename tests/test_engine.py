@@ -188,3 +188,13 @@ def test_a_model_that_is_not_there_is_the_users_to_mend(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not load") as caught:
         make_engine(str(tmp_path / "nothing"))
     assert caught.value.exit_code == PREFLIGHT
+
+
+def test_what_is_held_is_counted_part_by_part(path: str) -> None:
+    engine = make_engine(path)
+    numbers = sum(weight.numel() for _, weight in engine.weights())
+    assert engine.held_bytes() == {"weights": 4 * numbers, "gradients": 0, "optimizer": 8 * numbers}
+    engine.forward_backward(make_batch(), policy_objective)
+    assert engine.held_bytes()["gradients"] == 4 * numbers
+    engine.optim_step()
+    assert engine.held_bytes()["gradients"] == 0

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from rlctl_train.memory_watch import MemoryWatch, Usage, by_phase, others_gib
+from rlctl_train import device
+from rlctl_train.device_load import Load
+from rlctl_train.memory_watch import REST, MemoryWatch, Usage, by_phase, others_gib, parts_by_phase
+from rlctl_train.out_of_memory import account
 
 MIB = 2**20
 
@@ -139,3 +144,68 @@ def test_processes_below_this_one_count_unless_they_are_named() -> None:
         everyone, alone = others_gib(()), others_gib((child.pid,))
         child.communicate(b"\n")
     assert everyone > alone > 0
+
+
+def test_parts_are_counted_in_the_phase_that_holds_them_and_what_stays_between() -> None:
+    held = {"weights": 2**30, "gradients": 0}
+    watch = MemoryWatch("cpu", lambda: held)
+    with watch.phase("actor_update"):
+        held["gradients"] = 2**29
+        watch.count_parts()
+        held["gradients"] = 0
+        with watch.phase("optimizer_step"):
+            pass
+    taken = watch.take().parts_gib
+    process_gib = taken[REST].pop("overhead")
+    assert process_gib > 0 and taken[REST] == {"weights": 1.0, "gradients": 0.0}
+    assert (taken["actor_update"]["gradients"], taken["actor_update"]["weights"]) == (0.5, 1.0)
+    assert watch.take().parts_gib == {}
+
+
+def test_the_parts_of_a_place_are_those_at_work_and_what_the_others_keep() -> None:
+    parts = {"actor_update": {"weights": 1.0, "gradients": 0.5}, REST: {"weights": 1.0}}
+    trainer = Usage("gpu", {"actor_update": 4.0}, 1.0, 4.0, used_gib=3.5, parts_gib=parts)
+    rollout = Usage("gpu", {"generation": 9.0}, 2.0, 2.0, used_gib=3.5, parts_gib={REST: {"weights": 1.5}})
+    found = parts_by_phase([trainer, rollout], beside_gib=0.25)
+    assert found["actor_update"] == {"overhead": 0.75, "weights": 2.5, "gradients": 0.5, REST: pytest.approx(3.0)}
+    assert sum(found["generation"].values()) == pytest.approx(1.0 + 9.0 + 0.5 + 0.25)
+
+
+def test_an_error_that_memory_ran_out_tells_what_was_held_also_after_travelling() -> None:
+    watch = MemoryWatch("cpu", lambda: {"weights": 2**30, "gradients": 0})
+    with pytest.raises(RuntimeError, match="allocate memory") as told, watch.phase("actor_update"):
+        torch.empty(2**50)
+    arrived = pickle.loads(pickle.dumps(told.value))
+    said = account(arrived)
+    assert said is not None and said.startswith("weights 1.00 GiB, overhead 0.") and "gradients" not in said
+    with pytest.raises(ValueError, match="broken") as other, watch.phase("actor_update"):
+        raise ValueError("broken")
+    assert account(other.value) is None
+
+
+def test_a_load_is_sampled_while_the_body_runs_and_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([0.5, 1.0, None])
+    monkeypatch.setattr("rlctl_train.device.utilization", lambda kind: next(answers))
+    monkeypatch.setattr("rlctl_train.device_load.EVERY_S", 3600.0)
+    with Load("cuda") as load:
+        pass
+    assert load.mean() == 0.5
+    with load:
+        pass
+    assert load.mean() == 0.75 and [share for _, share in load.samples] == [0.5, 1.0]
+    with Load("cuda") as unknown, Load("cpu") as host:
+        pass
+    assert unknown.mean() is None and host.mean() is None
+
+
+def test_amds_driver_tells_its_load_in_sysfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "0000:c1:00.0"
+    folder.mkdir()
+    (folder / "gpu_busy_percent").write_text("37\n")
+    monkeypatch.setattr(device, "ON_PCI", tmp_path)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    properties = SimpleNamespace(pci_domain_id=0, pci_bus_id=0xC1, pci_device_id=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: properties)
+    assert device.utilization("cuda") == 0.37
+    (folder / "gpu_busy_percent").unlink()
+    assert device.utilization("cuda") is None

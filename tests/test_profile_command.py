@@ -75,13 +75,20 @@ def test_a_run_without_a_profile_says_how_to_get_one(at_home: Path, capsys: pyte
 
 
 @pytest.mark.slow
-def test_a_profile_of_ppo_on_two_ranks_adds_up_and_is_shown(at_home: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("algo", "num_ranks"),
+    [("ppo", 2), *(pytest.param(*case, marks=pytest.mark.long) for case in (("ppo", 1), ("grpo", 1), ("grpo", 2)))],
+)
+def test_a_profile_adds_up_and_is_shown(
+    algo: str, num_ranks: int, at_home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     shutil.copy(Path(__file__).with_name("digit_reward.py"), at_home)
     config = runs.CONFIG | {
         "reward": {"type": "custom", "path": "digit_reward.py:digits"},
-        "algo": {"type": "ppo"},
-        "trainer": {"num_devices": 2, "prompts_per_step": 8},
+        "algo": {"type": algo},
+        "trainer": {"num_devices": num_ranks, "prompts_per_step": 8},
     }
+    ranks = [f"actor {rank}" for rank in range(num_ranks)]
     (at_home / "tiny.json").write_text(json.dumps(config))
     recorded = ("--steps", "2:3", "--roles", "actor", "--ranks", "all")
     assert app.run(["profile", "-c", "tiny.json", *recorded, "--name", "slow", "-y"]) == 0
@@ -89,18 +96,26 @@ def test_a_profile_of_ppo_on_two_ranks_adds_up_and_is_shown(at_home: Path, capfd
     files = RunFiles(at_home / "runs" / "slow")
     assert "profile/report.html" in said.err and "step 3" in said.out
     traced = sorted(file.name for file in files.profile.glob("step_000002/*.trace.json.gz"))
-    assert traced == ["actor-0.trace.json.gz", "actor-1.trace.json.gz"]
+    assert traced == [f"actor-{rank}.trace.json.gz" for rank in range(num_ranks)]
     assert app.run(["profile", "report", "slow", "-o", "json"]) == 0
     steps = json.loads(capfd.readouterr().out)["steps"]
     assert [step["step"] for step in steps] == [2, 3]
     for step in steps:
         assert 0 <= step["between_s"] < 0.03 * step["seconds"], "the phases are the step"
         phases = {phase["name"]: phase for phase in step["phases"]}
-        assert {"gen", "values", "update_actor", "update_critic", "update_weights"} <= set(phases)
-        assert set(phases["update_actor"]["busy_s"]) == {"actor 0", "actor 1"}
+        of_the_critic = {"values", "update_critic"} if algo == "ppo" else set()
+        assert {"gen", "update_actor", "update_weights"} | of_the_critic <= set(phases)
+        assert list(phases["update_actor"]["busy_s"]) == ranks
         assert set(phases["reward"]["busy_s"]) == set(phases["adv"]["busy_s"]) == {"score 0"}
-        assert step["operations"]["actor 1"]["update_actor"][0]["seconds"] > 0
+        assert step["operations"][ranks[-1]]["update_actor"][0]["seconds"] > 0
         assert step["tokens_per_s"] > 0 and step["advice"]
+        assert sum(link["seconds"] for link in step["critical"]) <= step["seconds"] * 1.001
+        assert len(step["devices"]) == num_ranks and len(step["devices"][0]["workers"]) >= 2
+        assert all(0 < one["computed"] <= 1 and one["at_work"] + one["idle"] == 1 for one in step["devices"])
+        measured = {one["part"]: one["measured_gib"] for one in step["memory"] if one["phase"] == "actor_update"}
+        assert measured["gradients"] > 0 and measured["optimizer"] > measured["gradients"]
+        assert phases["update_actor"]["mfu"] is None, "nobody knows the peak of a CPU"
+        assert phases["update_actor"]["tflops"] > 0
     _, ranges = read_ranges(files.profile / "step_000003" / "actor-0.ranges.json")
     names = {one.name for one in ranges}
     assert {"actor_update", "micro-batch 1", "forward", "layer 0", "loss", "backward", "optimizer_step"} <= names

@@ -243,3 +243,11 @@ def test_a_folder_without_a_model_is_a_user_error(tmp_path: Path) -> None:
 
 def test_no_prompts_make_no_samples(folders: Callable[[str], Path]) -> None:
     assert engine(folders("qwen2")).generate([], SAMPLING, []) == []
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gpt2"])
+def test_a_response_that_is_longer_ends_later(name: str, folders: Callable[[str], Path]) -> None:
+    samples = engine(folders(name)).generate(PROMPTS, replace(SAMPLING, ignore_eos=False), ROWS)
+    seconds = [sample.seconds for sample in sorted(samples, key=lambda sample: len(sample.token_ids))]
+    assert all(one is not None and one > 0 for one in seconds)
+    assert seconds == sorted(seconds, key=lambda one: one or 0.0) and len(set(seconds)) > 1

@@ -55,6 +55,15 @@ def test_equal_returns_give_a_finite_explained_variance() -> None:
     assert batch_metrics(batch)["critic/vf_explained_var"] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("seconds", "share"), [([1.0] * 19 + [4.0], 0.75), ([2.0, 2.0], 0.0), ([1.0, 4.0], 0.0), ([0.0], None)]
+)
+def test_the_tail_is_the_time_in_which_at_most_a_twentieth_of_the_sequences_go_on(
+    seconds: list[float], share: float | None
+) -> None:
+    assert batch_metrics(Batch({"seconds": torch.tensor(seconds)})).get("perf/tail_share") == share
+
+
 def test_only_columns_that_are_there_are_reported() -> None:
     batch = Batch({"score": torch.tensor([2.0])})
     assert batch_metrics(batch) == {f"critic/score/{how}": 2.0 for how in ("mean", "max", "min")}

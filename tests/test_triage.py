@@ -80,6 +80,13 @@ def test_the_status_names_step_phase_part_and_what_was_expected(
     )
 
 
+def test_the_status_says_what_the_worker_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = torch.OutOfMemoryError("CUDA out of memory.")
+    told.add_note("held then: weights 10.00 GiB, other tensors 60.00 GiB")
+    error = json.loads(failed(tmp_path / "run", in_worker(told), monkeypatch).status.read_text())["error"]
+    assert "; the worker held weights 10.00 GiB, other tensors 60.00 GiB; the planner expected 61.00" in error["what"]
+
+
 def test_another_failure_has_no_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = failed(tmp_path / "run", RuntimeError("shape mismatch"), monkeypatch)
     assert "kind" not in json.loads(files.status.read_text())["error"]

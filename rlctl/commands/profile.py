@@ -21,7 +21,6 @@ from rlctl.render import OutputOption
 from rlctl.rundir import Run
 from rlctl_train.config.errors import UserError
 from rlctl_train.config.profile import Profiled, Tool
-from rlctl_train.profiling.traces import TRACE
 
 app = typer.Typer(
     cls=BareName,
@@ -142,6 +141,8 @@ def open_trace(
     ] = None,
 ) -> None:
     """Serve a trace to Perfetto in a browser, once; on a machine behind ssh, forward its port with -L."""
+    from rlctl_train.profiling.traces import TRACE
+
     run = rundir.find(settings.load().runs_root(), name)
     traces = {_trace_name(path): path for path in sorted(run.files.profile.glob(f"step_*/*{TRACE}"))}
     if not traces or (trace is not None and trace not in traces):
@@ -154,7 +155,7 @@ def open_trace(
 
 
 def _trace_name(path: Path) -> str:
-    return f"{int(path.parent.name.removeprefix('step_'))}/{path.name.removesuffix(TRACE)}"
+    return f"{int(path.parent.name.removeprefix('step_'))}/{path.name.partition('.')[0]}"
 
 
 def _show(run: Run, output: render.Output) -> None:

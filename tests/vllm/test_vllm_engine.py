@@ -145,6 +145,13 @@ def test_responses_end_at_stop_tokens_limits_and_the_model_length(engine: VllmRo
     assert [len(s.token_ids) for s in engine.generate(PROMPTS, free, ROWS)] == [64 - len(p) for p in PROMPTS]
 
 
+def test_a_response_that_is_longer_ends_later(engine: VllmRolloutEngine) -> None:
+    samples = engine.generate(PROMPTS, replace(SAMPLING, ignore_eos=False), ROWS)
+    seconds = [sample.seconds for sample in sorted(samples, key=lambda sample: len(sample.token_ids))]
+    assert all(one is not None and one > 0 for one in seconds)
+    assert (seconds[0] or 0.0) < (seconds[-1] or 0.0)
+
+
 def test_new_weights_generate_and_cached_prefixes_are_forgotten(engine: VllmRolloutEngine, tied: bool) -> None:
     prompts, rows = [[3] * 40] * 6, ROWS
     engine.generate(prompts, SAMPLING, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from torch import Tensor
@@ -38,7 +38,7 @@ class Sample:
     token_ids: list[int]
     logp: list[float]
     finish_reason: FinishReason
-    seconds: float | None = None
+    seconds: float | None = field(default=None, compare=False)
     """From the begin of the call to the last token; None where the engine does not tell."""
 
 

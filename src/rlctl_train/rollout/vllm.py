@@ -106,7 +106,8 @@ class VllmRolloutEngine:
             [self._parameters(sampling, budget, row) for budget, row in zip(budgets, rows, strict=True)],
             use_tqdm=False,
         )
-        samples = [_sample(output) for output in outputs]
+        begin = min((output.metrics.queued_ts for output in outputs if output.metrics is not None), default=0.0)
+        samples = [_sample(output, begin) for output in outputs]
         check_finite(samples, self.version)
         return samples
 
@@ -205,13 +206,12 @@ def _start(vllm: Any, settings: dict[str, Any]) -> Any:
         ) from error
 
 
-def _sample(request: Any) -> Sample:
+def _sample(request: Any, begin: float) -> Sample:
+    """Return a response; `begin` is the time of the call on the engine's clock."""
     (output,), stats = request.outputs, request.metrics
     logp = [step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True)]
     reason = "length" if output.finish_reason == "length" else "stop"
-    return Sample(
-        list(output.token_ids), logp, reason, None if stats is None else stats.last_token_ts - stats.queued_ts
-    )
+    return Sample(list(output.token_ids), logp, reason, None if stats is None else stats.last_token_ts - begin)
 
 
 def _request_seed(seed: int, row: int) -> int:

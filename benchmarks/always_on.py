@@ -1,0 +1,95 @@
+"""What the measurements that every run makes cost in a step of the quickstart; write `always_on.md`.
+
+    python benchmarks/always_on.py
+
+A run of the quickstart is profiled by its ranges alone. Its range `memory` is the time in which the driver asks all
+workers for peaks, busy time and parts, and Ray for its stores. What each phase of a worker costs beside its work is
+timed here, on a trainer with the quickstart's model, and multiplied by the phases of a step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+from statistics import median
+
+from rlctl_train.config import RunConfig
+from rlctl_train.config.layout import RunFiles
+from rlctl_train.driver import plan_of
+from rlctl_train.prepare import prepare
+from rlctl_train.profiling.steps import Worker, read_steps
+from rlctl_train.workers import EngineWorker, WorkerSpec
+
+PAGE = Path(__file__).with_name("always_on.md")
+RLCTL = str(Path(sys.executable).with_name("rlctl"))
+FIRST, LAST = 6, 25
+CALLS = 500
+
+
+def main() -> None:
+    """Profile, time, and write the page."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = ("quickstart", "--steps", f"{FIRST}:{LAST}", "--tool", "ranges", "--name", "always-on", "-y")
+        settings = {"RLCTL_HOME": f"{folder}/home", "RLCTL_RUNS_DIR": folder, "OMP_NUM_THREADS": "1"}
+        subprocess.run([RLCTL, "profile", *words], check=True, env=os.environ | settings, stdout=subprocess.DEVNULL)
+        files = RunFiles(Path(folder) / "always-on")
+        steps = read_steps(files.profile)
+        phase_s = cost_of_a_phase(files)
+    step_s = median(step.seconds for step in steps)
+    asking_s = median(next(p.seconds for p in step.phases if p.name == "memory") for step in steps)
+    num_phases = max(_num_phases(step.workers) for step in steps)
+    beside_s = num_phases * phase_s
+    whole = asking_s + beside_s
+    PAGE.write_text(
+        f"""\
+# What every run's measurements cost
+
+<!-- Made by `nox -s bench` (benchmarks/always_on.py). -->
+
+Measured {date.today()} on two CPU cores: the quickstart, steps {FIRST} to {LAST}, {step_s * 1e3:.0f} ms at median.
+
+| | a step | share |
+|---|---|---|
+| asking workers and Ray, at the end of a step | {asking_s * 1e3:.2f} ms | {asking_s / step_s:.2%} |
+| peaks, parts, time of {num_phases} phases ({phase_s * 1e6:.0f} us each) | {beside_s * 1e3:.2f} ms | {beside_s / step_s:.2%} |
+| together | {whole * 1e3:.2f} ms | {whole / step_s:.2%} |
+
+Neither grows with the length of a step: of one of ten seconds it is {whole / 10:.3%}.
+"""
+    )
+    print(PAGE.read_text())
+
+
+def cost_of_a_phase(files: RunFiles) -> float:
+    """Return the seconds that a phase takes which does nothing, on a trainer of this run."""
+    config = RunConfig.model_validate(json.loads(files.config.read_text()))
+    materials = prepare(files, config)
+    worker = EngineWorker(
+        WorkerSpec(config, plan_of(files), materials.model_path, materials.tokenizer_path, 8), "actor", 0, 1
+    )
+    worker.start(None)
+    rounds = []
+    for _ in range(7):
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            with worker._memory.phase("actor_update"):
+                pass
+        rounds.append((time.perf_counter() - start) / CALLS)
+    return median(rounds)
+
+
+def _num_phases(workers: Iterable[Worker]) -> int:
+    """Return the phases of all workers that a step waits for."""
+    names = ("logprobs", "values", "actor_update", "critic_update", "optimizer_step", "generation", "weight_sync")
+    return sum(one.name in names for worker in workers for one in worker.ranges)
+
+
+if __name__ == "__main__":
+    main()
