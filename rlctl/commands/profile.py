@@ -16,7 +16,7 @@ from rlctl.commands._request import FREE, FilesOption, RequestArgument
 from rlctl.follow import metric_rows
 from rlctl.overrides import parse_arguments
 from rlctl.render import OutputOption
-from rlctl.rundir import Run
+from rlctl.rundir import Run, read_json
 from rlctl_train.config.errors import UserError
 from rlctl_train.config.profile import Profiled, Tool
 
@@ -146,10 +146,21 @@ def _show(run: Run, output: render.Output) -> None:
         for sentence in step["advice"]:
             render.text(f"- {sentence}")
     render.say(f"\n{page}   # the same with pictures, for a browser")
-    for reason in summary["unread"]:
+    for reason in [*summary["unread"], *_left(run)]:
         render.note(reason)
     for trace in summary["traces"]:
         render.say(f"{trace}   # open it at {PERFETTO}")
+
+
+def _left(run: Run) -> list[str]:
+    """Say what did not come home from other machines, and how to bring it."""
+    if not run.files.left.is_file():
+        return []
+    left, job = read_json(run.files.left), run.job()
+    host = job.id if job is not None and job.launcher == "cloud" else left["host"]
+    names = ", ".join(f"{name} ({size / 2**20:.0f} MiB)" for name, size in left["files"].items())
+    way = f"rsync -a {host}:{left['folder']}/profile/ {run.files.profile}/"
+    return [f"too large to come along, and still there: {names}; `{way}` brings it"]
 
 
 def _summary(run: Run) -> dict[str, Any]:
