@@ -58,7 +58,7 @@ Measured {date.today()} on two CPU cores: the quickstart, steps {FIRST} to {LAST
 | | a step | share |
 |---|---|---|
 | asking workers and Ray, at the end of a step | {asking_s * 1e3:.2f} ms | {asking_s / step_s:.2%} |
-| peaks, parts, time of {num_phases} phases ({phase_s * 1e6:.0f} us each) | {beside_s * 1e3:.2f} ms | {beside_s / step_s:.2%} |
+| peaks, parts and time of {num_phases} phases, each | {phase_s * 1e3:.2f} ms | {phase_s / step_s:.2%} |
 | together | {whole * 1e3:.2f} ms | {whole / step_s:.2%} |
 
 Neither grows with the length of a step: of one of ten seconds it is {whole / 10:.3%}.

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,11 +89,16 @@ def status(files: RunFiles) -> dict[str, Any]:
 
 
 def wait_for_step(files: RunFiles, process: subprocess.Popen[bytes], step: int) -> None:
-    """Wait until the run works on `step` (a condition, with a limit; not a length of time)."""
+    """Wait until the run works on `step`."""
+    wait_until(lambda: status(files).get("state") == "running" and status(files)["step"] >= step, files, process)
+
+
+def wait_until(condition: Callable[[], bool], files: RunFiles, process: subprocess.Popen[bytes]) -> None:
+    """Wait for something that a live run does, with a limit; not for a length of time."""
     deadline = time.monotonic() + 240
-    while status(files).get("state") != "running" or status(files)["step"] < step:
+    while not condition():
         assert process.poll() is None, f"the driver ended early:\n{log(files)}"
-        assert time.monotonic() < deadline, f"step {step} was not reached:\n{log(files)}"
+        assert time.monotonic() < deadline, f"it did not happen:\n{log(files)}"
         time.sleep(0.02)
 
 

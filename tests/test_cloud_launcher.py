@@ -185,7 +185,7 @@ def test_the_end_is_read_at_once_and_everything_before_at_intervals(
     assert len(sky.told("logs")) == 2
 
 
-def test_stop_asks_the_driver_to_save_by_ssh(
+def test_the_driver_is_asked_to_save_and_where_it_is_by_ssh(
     start: Callable[..., Run], sky: Sky, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = start()
@@ -194,7 +194,9 @@ def test_stop_asks_the_driver_to_save_by_ssh(
     (sky.folder / "ssh").chmod(0o755)
     monkeypatch.setenv("PATH", f"{sky.folder}:/usr/bin:/bin")
     launchers.load("cloud").interrupt(run)
-    assert [call.partition(f" {NAME} ")[2] for call in sky.told("ssh")] == ["touch /tmp/rlctl-stop-$(id -u)-golden"]
+    launchers.load("cloud").ask_stacks(run)
+    told = [call.partition(f" {NAME} ")[2] for call in sky.told("ssh")]
+    assert told == [f"touch /tmp/rlctl-{what}-$(id -u)-golden" for what in ("stop", "stacks")]
 
 
 def test_a_run_that_cannot_be_reached_says_so(
@@ -205,6 +207,14 @@ def test_a_run_that_cannot_be_reached_says_so(
     monkeypatch.setattr(cloud.sky_command, "on_head", lambda cluster, line: False)
     with pytest.raises(UserError, match="cannot be told to stop"):
         launchers.load("cloud").interrupt(run)
+    with pytest.raises(UserError, match="cannot be asked"):
+        launchers.load("cloud").ask_stacks(run)
+
+
+def test_nobody_asks_where_a_managed_job_is(start: Callable[..., Run], sky: Sky) -> None:
+    run = start(spot=True)
+    with pytest.raises(UserError, match="managed job"):
+        launchers.load("cloud").ask_stacks(run)
 
 
 def test_stop_with_force_gives_the_machines_back(start: Callable[..., Run], sky: Sky, capfd: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rlctl.launchers import sky_log
 from rlctl_train.config.layout import RunFiles
+from rlctl_train.config.parcel import LINE_MARK, pack
 
 HEAD = "(head, rank=0, pid=12, ip=10.0.0.1) "
 LOG = f"""Tailing logs of job 1 on cluster 'rlctl-x'...
@@ -60,3 +61,16 @@ def test_a_log_read_again_leaves_the_files_alone(tmp_path: Path) -> None:
     before = files.metrics.stat().st_ino, files.driver_log.stat().st_ino
     sky_log.store(LOG, files)
     assert (files.metrics.stat().st_ino, files.driver_log.stat().st_ino) == before
+
+
+def test_files_come_within_the_log_and_none_leads_out_of_the_run(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 3
+    pieces = [pack("profile/step_000003/a.trace.json.gz", at, data[at : at + 500], LINE_MARK) for at in (0, 500)]
+    evil = pack("../evil", 0, b"x", LINE_MARK)
+    text = "".join(f"{HEAD}{line}" for line in (*pieces, evil, "hello\n", "rlctl::file broken\n"))
+    files = RunFiles(tmp_path / "run")
+    files.root.mkdir()
+    sky_log.store(text, files)
+    assert (files.profile / "step_000003" / "a.trace.json.gz").read_bytes() == data
+    assert files.driver_log.read_text() == "hello\n"
+    assert not list(tmp_path.rglob("evil"))

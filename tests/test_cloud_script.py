@@ -14,17 +14,22 @@ import pytest
 
 from rlctl.launchers import sky_log, sky_task
 from rlctl_train.config.layout import RunFiles
+from rlctl_train.config.parcel import LINE_MARK, unpack
 from tests import runs
 
 ONE, NODES = ("folder.sh", "driver.sh"), ("folder.sh", "ray.sh", "driver.sh")
 STAND_IN = """#!/bin/bash
 # Stands in for `python -m rlctl_train RUN`: says what it finds, waits to be told where asked to, leaves with a code.
+[ "$2" = rlctl_train ] || exec "{python}" "$@"
 run=$3
 echo "hello, checkpoints: $(ls "$run/checkpoints" 2>/dev/null | tr '\\n' ' ')"
 echo '{"step": 1, "phase": "train"}' >>"$run/metrics.jsonl"
 trap 'echo saved; mkdir -p "$run/checkpoints/step_2"; exit 130' TERM
 echo '{"state": "running"}' >"$run/status.json"
-while [ "$MODE" = wait ]; do sleep 0.1; done
+while [ "$MODE" = wait ]; do
+    sleep 0.1
+    [ ! -e "$run/logs/stacks.wanted" ] || { echo "in forward" >"$run/logs/stacks-1.txt"; rm "$run/logs/stacks.wanted"; }
+done
 mkdir -p "$run/checkpoints/step_1"
 exit ${CODE:-0}
 """
@@ -49,7 +54,7 @@ def start(
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "python").write_text(STAND_IN)
+    (tmp_path / "bin" / "python").write_text(STAND_IN.replace("{python}", sys.executable))
     (tmp_path / "bin" / "python").chmod(0o755)
     return tmp_path
 
@@ -89,6 +94,28 @@ def test_the_file_that_rlctl_touches_lets_the_driver_save(home: Path) -> None:
     stop.touch()
     output, _ = process.communicate()
     assert (process.returncode, "saved" in output, stop.exists()) == (130, True, False)
+
+
+def test_the_file_that_rlctl_touches_brings_the_stacks_and_a_profile_comes_at_the_end(home: Path) -> None:
+    process = stand_in(home, MODE="wait", RLCTL_RUN=home.name)
+    run = home / "rlctl-runs" / home.name
+    while not (run / "status.json").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    (run / "profile" / "step_000003").mkdir(parents=True)
+    (run / "profile" / "step_000003" / "actor-0.trace.json.gz").write_bytes(bytes(range(256)) * 200)
+    asks = Path(f"/tmp/rlctl-stacks-{os.getuid()}-{home.name}")
+    asks.touch()
+    assert process.stdout is not None
+    said: list[str] = []
+    while not (said and said[-1].startswith(f"{LINE_MARK} logs/stacks-1.txt")):
+        said.append(process.stdout.readline())
+    process.terminate()
+    output, _ = process.communicate()
+    assert unpack("".join([*said, output]), LINE_MARK)[1] == {
+        "logs/stacks-1.txt": b"in forward\n", "profile/step_000003/actor-0.trace.json.gz": bytes(range(256)) * 200,
+    }  # fmt: skip
+    assert not asks.exists()
 
 
 def test_sigterm_lets_the_driver_save(home: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from rlctl_train import courier
 from rlctl_train.config.layout import RunFiles, write_json
+from rlctl_train.config.parcel import LINE_MARK, unpack
 
 STAND_IN = """#!/bin/bash
 # For the interpreter: `doctor` ends as the file doctor_code says; a driver does what its number in `drivers` says.
@@ -98,3 +99,20 @@ def test_a_stop_while_the_nodes_are_examined_starts_no_driver(place: Path) -> No
     (place / "drivers").write_text("0\n")
     assert courier.run(place / "there") == 143
     assert "driver" not in calls(place)
+
+
+def test_a_request_is_left_where_the_driver_looks_and_a_wrong_call_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["courier", *words])
+        return courier.main()
+
+    files = RunFiles(tmp_path)
+    files.logs.mkdir()
+    assert call("stacks", str(tmp_path)) == 0 and files.stacks_wanted.exists()
+    (files.logs / "stacks-1.txt").write_text("in forward")
+    assert call("lines", str(tmp_path), "logs/stacks-*.txt", "profile/**/*") == 0
+    assert unpack(capsys.readouterr().out, LINE_MARK) == ("", {"logs/stacks-1.txt": b"in forward"})
+    wrong = [(), ("run",), ("lines", str(tmp_path)), ("stacks", str(tmp_path), "more"), ("walk", str(tmp_path))]
+    assert [call(*words) for words in wrong] == [2] * len(wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -120,8 +121,20 @@ def test_a_profile_adds_up_and_is_shown(
     names = {one.name for one in ranges}
     assert {"actor_update", "micro-batch 1", "forward", "layer 0", "loss", "backward", "optimizer_step"} <= names
     assert "bucket 1" in names
+    assert "ray_timeline.trace.json.gz" in said.err
+    called = calls_by_process(files.profile / "ray_timeline.trace.json.gz")
+    assert {"update", "stop_recording"} <= called["actor worker 1"] and "generate" in called["rollout worker 0"]
+    assert "submit_task" in called["driver"] and "start" not in called["actor worker 0"]
     assert app.run(["profile", "report", "slow", "--compare", "slow"]) == 0
     assert "1.00x" in capfd.readouterr().out
+
+
+def calls_by_process(trace: Path) -> dict[str, set[str]]:
+    """Return the names of the events of each process of a trace, by the process's name without its node."""
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    named = {one["pid"]: one["args"]["name"].partition(" (")[0] for one in events if one["name"] == "process_name"}
+    calls = [one for one in events if one["ph"] == "X"]
+    return {name: {one["name"] for one in calls if one["pid"] == pid} for pid, name in named.items()}
 
 
 STAND_INS = Path(__file__).with_name("stand_ins")

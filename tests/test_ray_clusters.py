@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import secrets
@@ -160,6 +161,14 @@ def named(found: list[psutil.Process], name: str) -> psutil.Process:
     return next(process for process in found if process.name() == name)
 
 
+def called(trace: Path) -> set[str]:
+    """Return what a timeline of Ray shows of the driver and the workers; nobody else may be in it."""
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    named = [one["args"]["name"].partition(" (")[0] for one in events if one["name"] == "process_name"]
+    assert named == ["driver", "actor worker 0", "rollout worker 0", "score worker"]
+    return {one["name"] for one in events if one["ph"] == "X"}
+
+
 def gone(found: list[psutil.Process]) -> bool:
     return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in found)
 
@@ -167,17 +176,25 @@ def gone(found: list[psutil.Process]) -> bool:
 def test_a_job_outlives_its_driver_is_stopped_resumed_killed_and_resumed_to_its_end(
     foreign: Foreign, at_home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run = launch(at_home, "far", 4000, "--ray", foreign.url, f"launch.folder={at_home.parent / 'there'}")
+    recorded = ("profile.tool=torch", "profile.first_step=2", "profile.last_step=2")
+    run = launch(at_home, "far", 4000, "--ray", foreign.url, f"launch.folder={at_home.parent / 'there'}", *recorded)
     at_step(run, 3)
     driver = processes(run)
     driver[0].kill()
     wait_for(lambda: driver_of(run) != driver[0].pid, "no other driver came")
     at_step(run, 5)
     driver += processes(run)
+    capfd.readouterr()
+    assert app.run(["runs", "stacks", "far"]) == 0
+    assert "== actor worker 0: " in capfd.readouterr().out and list(run.files.logs.glob("stacks-*.txt"))
     assert json.loads((run.files.doctor / "node-0.json").read_text())["counts"].get("fail") is None
     assert app.run(["runs", "stop", "far"]) == 0
     assert (run.status().state, gone(driver)) == ("stopped", True)
     assert "signal 9 ended the driver; started again (1 of 3)" in run.files.driver_log.read_text()
+    assert app.run(["profile", "report", "far", "-o", "json"]) == 0
+    profile = json.loads(capfd.readouterr().out)
+    assert profile["steps"][0]["operations"]["actor 0"]["update_actor"], "its trace came home"
+    assert called(run.files.profile / "ray_timeline.trace.json.gz") >= {"submit_task", "generate", "update"}
     saved = run.status().step
     folder = Path(run.job().facts["folder"])  # type: ignore[union-attr]
     assert (folder / "checkpoints" / f"step_{saved:06d}").is_dir() and not run.files.checkpoints.exists()

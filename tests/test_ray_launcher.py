@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 
 from rlctl import app, launchers, rundir
+from rlctl.commands import profile as profile_command
+from rlctl.commands import runs as runs_command
 from rlctl.launchers import ray_cluster, ray_size, ray_upload
 from rlctl.launchers.base import JobStatus, Order
 from rlctl.launchers.ray_api import dashboard_at
@@ -42,6 +44,8 @@ class Cluster:
         self.packages: dict[str, bytes] = {}
         self.jobs: dict[str, dict[str, Any]] = {}
         self.logs: dict[str, str] = {}
+        self.answers: dict[str, str] = {}
+        """What the first job prints once a second one asks for it, by what it asks for."""
         self.stopped: list[str] = []
         self.questions: list[str] = []
         self.url = ""
@@ -60,6 +64,9 @@ class Cluster:
             case "POST", ["jobs"]:
                 job = json.loads(body)
                 self.jobs[job["submission_id"]] = job | {"status": "RUNNING"}
+                if beside := re.search(r"courier (stacks|kill) ", job["entrypoint"]):
+                    first = next(iter(self.jobs))
+                    self.logs[first] = self.logs.get(first, "") + self.answers.pop(beside[1], "")
                 return {}
             case "GET", ["jobs", name]:
                 return self.jobs.get(name)
@@ -102,6 +109,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(autouse=True)
 def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(ray_cluster.RayLauncher, "poll_s", 0.0)
+    monkeypatch.setattr(ray_cluster, "PAUSES", 0)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
     monkeypatch.setenv("RLCTL_HOME", str(tmp_path / "home"))
@@ -197,6 +205,22 @@ def test_files_come_home_as_they_grow_and_for_the_last_time_at_the_end(
     assert "done" in cli("runs", "show", "far")[1] and not cluster.questions
 
 
+def test_a_fetch_that_takes_long_is_followed_by_a_longer_pause_and_the_end_is_fetched_at_once(
+    cluster: Cluster, at_home: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli("launch", "quickstart", "--ray", cluster.url, "--name", "far", "-d", "-y")
+    monkeypatch.setattr(ray_cluster, "PAUSES", 1e9)
+    ((name, job),) = cluster.jobs.items()
+    run = rundir.Run(RunFiles(at_home / "far"))
+    for text in ("one\n", "one\ntwo\n"):
+        cluster.logs[name] = text
+        launchers.fetch(run)
+    assert run.files.driver_log.read_text() == "one\n"
+    job["status"] = "SUCCEEDED"
+    launchers.fetch(run)
+    assert run.files.driver_log.read_text() == "one\ntwo\n"
+
+
 def test_stop_and_resume_are_two_jobs_over_one_folder(cluster: Cluster, at_home: Path, cli: Cli) -> None:
     cli("launch", "quickstart", "--ray", cluster.url, "--name", "far", "-d", "-y")
     ((first, job),) = cluster.jobs.items()
@@ -222,6 +246,22 @@ def test_a_kill_is_a_job_beside_it_on_the_same_node(cluster: Cluster, at_home: P
     killer = next(told for name, told in cluster.jobs.items() if name != first)
     assert killer["entrypoint"] == job["entrypoint"].replace(" run ", " kill ")
     assert killer["entrypoint_resources"] == {"node:10.0.0.7": 0.001}
+
+
+def test_stacks_are_asked_for_by_a_job_beside_it_and_come_home(
+    cluster: Cluster, at_home: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli("launch", "quickstart", "--ray", cluster.url, "--name", "far", "-d", "-y")
+    ((first, job),) = cluster.jobs.items()
+    cluster.logs[first] = pack("logs/stacks-20260101-000000.txt", 0, b"an older answer")
+    cluster.answers["stacks"] = pack("logs/stacks-20260101-000001.txt", 0, b"in forward\n")
+    code, out, err = cli("runs", "stacks", "far")
+    assert (code, out, "kept in" in err) == (0, "in forward\n", True), err
+    asker = next(told for name, told in cluster.jobs.items() if name != first)
+    assert asker["entrypoint"] == job["entrypoint"].replace(" run ", " stacks ")
+    monkeypatch.setattr(runs_command, "STACKS_WITHIN_S", 0.3)
+    code, _, err = cli("runs", "stacks", "far")
+    assert (code, "did not answer within 0.3 s" in err) == (1, True), err
 
 
 def test_a_driver_that_left_no_word_is_lost_and_a_cluster_that_is_away_is_said(
@@ -308,6 +348,35 @@ def test_the_courier_sends_what_is_new_and_no_old_status(tmp_path: Path, capsys:
         (step / name).write_text("{}")
     outbox.send()
     assert capsys.readouterr().out == pack("profile/step_000003/actor-0.ranges.json", 0, b"{}"), "no trace"
+
+
+def test_what_a_profile_left_comes_at_the_end_in_pieces_and_what_is_too_large_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = tmp_path / "profile" / "step_000003"
+    step.mkdir(parents=True)
+    sizes = {"known.ranges.json": 2, "large.nsys-rep": 100, "small.trace.json.gz": 25, "empty.csv": 0, ".half": 1}
+    for name, size in sizes.items():
+        (step / name).write_bytes(bytes(range(size)))
+    outbox = Outbox(tmp_path, piece_bytes=10)
+    outbox.send()
+    outbox.send_within(50, "profile/**/*")
+    printed, files = unpack(capsys.readouterr().out)
+    left = json.loads(files.pop("profile/left.json"))
+    assert left["files"] == {"profile/step_000003/large.nsys-rep": 100} and left["folder"] == str(tmp_path)
+    home = {f"profile/step_000003/{name}": bytes(range(sizes[name])) for name in sizes if name[0] in "kse"}
+    assert (printed, files) == ("", home)
+
+
+def test_what_did_not_come_home_is_named_with_the_way_to_bring_it(tmp_path: Path) -> None:
+    run = rundir.Run(RunFiles(tmp_path))
+    assert profile_command._left(run) == []
+    run.files.profile.mkdir()
+    left = {"host": "gpu7", "folder": "/there/far-1", "files": {"profile/actor-0.nsys-rep": 80 * 2**20}}
+    run.files.left.write_text(json.dumps(left))
+    (said,) = profile_command._left(run)
+    assert "profile/actor-0.nsys-rep (80 MiB)" in said
+    assert f"`rsync -a gpu7:/there/far-1/profile/ {tmp_path}/profile/`" in said
 
 
 def test_a_token_is_found_where_ray_looks_for_it(tmp_path: Path, cluster: Cluster, monkeypatch: Any) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlctl_train.config.layout import RunFiles
 from tests import runs
 
 pytestmark = pytest.mark.slow
@@ -17,7 +19,13 @@ def test_a_grpo_run_leaves_everything_it_promises(tmp_path: Path) -> None:
     files = runs.make_run(
         tmp_path / "run", plan={"trainer_devices": 2, "rollout_devices": 2}, warm_start={"num_steps": 3}
     )
-    assert runs.run(files) == 0, runs.log(files)
+    process = runs.start(files)
+    try:
+        told = where_the_warm_start_is(files, process)
+        assert process.wait(300) == 0, runs.log(files)
+    finally:
+        process.kill()
+    assert told.startswith("asked for in step 0, phase ") and "in _warm_start" in told
     assert runs.status(files)["state"] == "done"
     assert [line["step"] for line in runs.lines(files)] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in runs.lines(files, "validation")] == [0, 3, 6]
@@ -33,6 +41,16 @@ def test_a_grpo_run_leaves_everything_it_promises(tmp_path: Path) -> None:
     assert files.report.exists() and files.curves.exists()
     AutoModelForCausalLM.from_pretrained(files.hf)
     assert AutoTokenizer.from_pretrained(files.hf).chat_template
+
+
+def where_the_warm_start_is(files: RunFiles, process: subprocess.Popen[bytes]) -> str:
+    """Ask a run for its stacks as soon as its warm start begins; return the answer."""
+    runs.wait_until((files.root / "warm_start" / "logs").exists, files, process)
+    files.stacks_wanted.touch()
+    runs.wait_until(lambda: not files.stacks_wanted.exists(), files, process)
+    assert not (files.root / "warm_start" / "hf").exists(), "the answer came only afterwards"
+    (path,) = files.logs.glob("stacks-*.txt")
+    return path.read_text()
 
 
 def test_ppo_with_roles_split_over_devices_and_every_kl_term(tmp_path: Path) -> None:

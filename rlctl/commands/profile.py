@@ -18,7 +18,7 @@ from rlctl.follow import metric_rows
 from rlctl.overrides import parse_arguments
 from rlctl.perfetto import HOST, PORT, TraceServer
 from rlctl.render import OutputOption
-from rlctl.rundir import Run
+from rlctl.rundir import Run, read_json
 from rlctl_train.config.errors import UserError
 from rlctl_train.config.profile import Profiled, Tool
 
@@ -137,14 +137,15 @@ def report(
 def open_trace(
     name: RunArgument,
     trace: Annotated[
-        str | None, typer.Argument(metavar="STEP/WORKER", help="Such as 3/actor-0; unset: the first trace.")
+        str | None,
+        typer.Argument(metavar="TRACE", help="Such as 3/actor-0 or ray_timeline; unset: a trace of the last step."),
     ] = None,
 ) -> None:
     """Serve a trace to Perfetto in a browser, once; on a machine behind ssh, forward its port with -L."""
     from rlctl_train.profiling.traces import TRACE
 
     run = rundir.find(settings.load().runs_root(), name)
-    traces = {_trace_name(path): path for path in sorted(run.files.profile.glob(f"step_*/*{TRACE}"))}
+    traces = {_trace_name(path): path for path in sorted(run.files.profile.rglob(f"*{TRACE}"), reverse=True)}
     if not traces or (trace is not None and trace not in traces):
         what = f"{run.name!r} has no trace" + (f" {trace!r}" if trace else "")
         raise UserError(what, f"name one of: {', '.join(traces)}" if traces else "record some with --tool torch")
@@ -155,7 +156,9 @@ def open_trace(
 
 
 def _trace_name(path: Path) -> str:
-    return f"{int(path.parent.name.removeprefix('step_'))}/{path.name.partition('.')[0]}"
+    """Return what a person calls a trace: `3/actor-0`, or `ray_timeline`, which is of all steps."""
+    name, step = path.name.partition(".")[0], path.parent.name.removeprefix("step_")
+    return f"{int(step)}/{name}" if step.isdigit() else name
 
 
 def _show(run: Run, output: render.Output) -> None:
@@ -183,10 +186,21 @@ def _show(run: Run, output: render.Output) -> None:
         for sentence in step["advice"]:
             render.text(f"- {sentence}")
     render.say(f"\n{page}   # the same with pictures, for a browser")
-    for reason in summary["unread"]:
+    for reason in [*summary["unread"], *_left(run)]:
         render.note(reason)
     for trace in summary["traces"]:
         render.say(f"rlctl profile open {run.name} {_trace_name(Path(trace))}   # {trace} in Perfetto")
+
+
+def _left(run: Run) -> list[str]:
+    """Say what did not come home from other machines, and how to bring it."""
+    if not run.files.left.is_file():
+        return []
+    left, job = read_json(run.files.left), run.job()
+    host = job.id if job is not None and job.launcher == "cloud" else left["host"]
+    names = ", ".join(f"{name} ({size / 2**20:.0f} MiB)" for name, size in left["files"].items())
+    way = f"rsync -a {host}:{left['folder']}/profile/ {run.files.profile}/"
+    return [f"too large to come along, and still there: {names}; `{way}` brings it"]
 
 
 def _summary(run: Run) -> dict[str, Any]:

@@ -31,8 +31,8 @@ app = typer.Typer(cls=HelpfulGroup, rich_markup_mode=None, help="List, show, fol
 
 LOG_POLL_S = 0.2
 STACKS = "stacks-*.txt"
-STACKS_WITHIN_S = 90.0
-"""The driver looks every second, and reading all workers' stacks takes a while."""
+STACKS_WITHIN_S = 120.0
+"""The driver looks every second, reading all workers' stacks takes a while, and so does the way there and back."""
 
 
 def _names() -> list[str]:
@@ -229,22 +229,19 @@ def stacks(name: RunArgument) -> None:
     job = run.job()
     if job is None or not run.is_live():
         raise UserError(f"run {run.name!r} is not running", f"`rlctl runs show {run.name}` says how it stands")
-    if "folder" in job.facts or job.launcher == "cloud":
-        remedy = "log in there and run `py-spy dump --pid PID` for the processes in logs/workers.json"
-        raise UserError(f"the folder of {run.name!r} is on another machine, where nobody can ask from here", remedy)
     before = set(run.files.logs.glob(STACKS))
-    run.files.stacks_wanted.touch()
+    launchers.load(job.launcher).ask_stacks(run)
     deadline = time.monotonic() + STACKS_WITHIN_S
     while not (made := set(run.files.logs.glob(STACKS)) - before):
         if time.monotonic() > deadline or not run.is_live():
             run.files.stacks_wanted.unlink(missing_ok=True)
             what = f"the driver of {run.name!r} did not answer within {STACKS_WITHIN_S:g} s"
-            raise UserError(
-                what, "it may still be starting; `py-spy dump --pid PID` reads it from outside", exit_code=FAILED
-            )
+            remedy = "it may wait, start or end; where it runs, `py-spy dump --pid PID` reads it from outside"
+            raise UserError(what, remedy, exit_code=FAILED)
         time.sleep(LOG_POLL_S)
-    (path,) = made
-    render.text(path.read_text())
+        launchers.fetch(run)
+    path = max(made)
+    render.text(path.read_text().rstrip("\n"))
     render.say(f"kept in {path}")
 
 

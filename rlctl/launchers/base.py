@@ -105,6 +105,10 @@ class Launcher(Protocol):
         """Ask the driver to save and leave, as Ctrl-C does; nothing happens when it is gone."""
         ...
 
+    def ask_stacks(self, run: Run) -> None:
+        """Ask the driver of a live run where everyone is; `logs/stacks-TIME.txt` is here once it has been fetched."""
+        ...
+
     def kill(self, run: Run) -> None:
         """End driver and workers at once; nothing is saved."""
         ...

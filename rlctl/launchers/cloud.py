@@ -125,7 +125,7 @@ class CloudLauncher:
         if job.facts["managed"]:
             done = sky_command.ask("jobs", "cancel", "--yes", "--name", job.id) is not None
         else:
-            done = sky_command.on_head(job.id, f"touch /tmp/rlctl-stop-$(id -u)-{run.name}")
+            done = _leave_word(run, job, "stop")
         if not done:
             raise UserError(
                 f"SkyPilot's {job.id} cannot be told to stop: it does not answer",
@@ -133,6 +133,23 @@ class CloudLauncher:
                 exit_code=FAILED,
             )
         _asked.pop(str(run.files.root), None)
+
+    def ask_stacks(self, run: Run) -> None:
+        """Leave word on the first machine by ssh; the answer comes within the job's log."""
+        job = run.job()
+        if job is None:
+            return
+        if job.facts["managed"]:
+            raise UserError(
+                f"{run.name!r} is a managed job of SkyPilot, whose machines nobody reaches by ssh",
+                "run it without launch.spot to be able to ask",
+            )
+        if not _leave_word(run, job, "stacks"):
+            raise UserError(
+                f"SkyPilot's {job.id} cannot be asked: it does not answer by ssh",
+                f"see whether `ssh {job.id}` gets there, and try again",
+                exit_code=FAILED,
+            )
 
     def kill(self, run: Run) -> None:
         """Give the machines back at once; what is not in `launch.bucket` is lost."""
@@ -142,6 +159,11 @@ class CloudLauncher:
         words = ("jobs", "cancel", "--yes", "--name", job.id) if job.facts["managed"] else ("down", "--yes", job.id)
         sky_command.ask(*words, limit_s=DOWN_LIMIT_S)
         _asked.pop(str(run.files.root), None)
+
+
+def _leave_word(run: Run, job: Job, what: str) -> bool:
+    """Make the file that the shell beside the driver waits for (sky/driver.sh); return whether that worked."""
+    return sky_command.on_head(job.id, f"touch /tmp/rlctl-{what}-$(id -u)-{run.name}")
 
 
 def _terms(order: Order) -> str:

@@ -80,6 +80,10 @@ class LocalLauncher:
             )
         os.kill(int(job.id), signal.SIGTERM)
 
+    def ask_stacks(self, run: Run) -> None:
+        """Leave word in the run folder."""
+        run.files.stacks_wanted.touch()
+
     def kill(self, run: Run) -> None:
         """End the driver and every process of its session."""
         job = run.job()

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import secrets
 import shlex
 import socket
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rlctl.launchers import ray_size, ray_upload
+from rlctl.launchers import home, ray_size, ray_upload
 from rlctl.launchers.base import Job, JobStatus, Order
 from rlctl.launchers.ray_api import Missing, NoAnswer, dashboard_at, unreachable
 from rlctl.rundir import Run, read_json
@@ -32,6 +30,8 @@ FOLDER = "~/rlctl-runs"
 COURIER = "-m rlctl_train.courier"
 STOP_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 """In which Ray reads how long a stopped job may take; its own default is 3 s."""
+PAUSES = 5
+"""Times that a pause between two fetches is longer than the fetch."""
 LAST_WORD = "ray_job.json"
 """In logs/: how a job ended that was fetched whole. The cluster need not be asked again, or exist."""
 
@@ -44,6 +44,8 @@ class _Seen:
     asked: float = -1e9
     fetched: float = -1e9
     """Both in seconds of the monotonic clock."""
+    took_s: float = 0.0
+    """Time of the last fetch, which reads the whole output of the job: Ray gives no part of it."""
 
 
 _seen: dict[str, _Seen] = {}
@@ -121,14 +123,16 @@ class RayLauncher:
         if job is None or _last_word(run, job) is not None:
             return
         standing, seen = self.status(run), _seen.setdefault(job.id, _Seen())
-        lately = time.monotonic() - seen.fetched < self.poll_s
+        lately = time.monotonic() - seen.fetched < max(self.poll_s, PAUSES * seen.took_s)
         if standing.state == "unknown" or (lately and standing.state != "ended"):
             return
+        began = time.monotonic()
         with contextlib.suppress(NoAnswer, UserError):
             # A job that the cluster has forgotten: what is here already is all there will be.
             with contextlib.suppress(Missing):
                 _write_home(run, job, dashboard_at(job.facts["address"]).log(job.id))
             seen.fetched = time.monotonic()
+            seen.took_s = seen.fetched - began
             if standing.state == "ended":
                 run.files.logs.mkdir(exist_ok=True)
                 word = {"id": job.id, "detail": standing.detail, "exit_code": standing.exit_code}
@@ -146,25 +150,35 @@ class RayLauncher:
         except NoAnswer as error:
             raise unreachable(error) from error
 
+    def ask_stacks(self, run: Run) -> None:
+        """Have a second small job ask the driver, in whose folder it leaves word."""
+        job = run.job()
+        if job is not None:
+            _beside(job, "stacks")
+
     def kill(self, run: Run) -> None:
         """End the driver by a second small job beside it: a stop of Ray's own waits until it has saved."""
         job = run.job()
-        if job is None or self.status(run).state == "ended":
-            return
-        dashboard = dashboard_at(job.facts["address"])
-        try:
-            node = dashboard.job(job.id).get("driver_agent_http_address")
-            request: dict[str, Any] = {
-                "entrypoint": f"exec {job.facts['python']} {COURIER} kill {shlex.quote(job.facts['folder'])}",
-                "submission_id": f"{job.id}-kill-{secrets.token_hex(2)}",
-            }
-            if node:
-                request["entrypoint_resources"] = {f"node:{urlsplit(node).hostname}": 0.001}
-            dashboard.submit(request)
-        except Missing:
-            return
-        except NoAnswer as error:
-            raise unreachable(error) from error
+        if job is not None and self.status(run).state != "ended":
+            _beside(job, "kill")
+
+
+def _beside(job: Job, verb: str) -> None:
+    """Submit a job that does something to the driver of another, on the same node."""
+    dashboard = dashboard_at(job.facts["address"])
+    try:
+        node = dashboard.job(job.id).get("driver_agent_http_address")
+        request: dict[str, Any] = {
+            "entrypoint": f"exec {job.facts['python']} {COURIER} {verb} {shlex.quote(job.facts['folder'])}",
+            "submission_id": f"{job.id}-{verb}-{secrets.token_hex(2)}",
+        }
+        if node:
+            request["entrypoint_resources"] = {f"node:{urlsplit(node).hostname}": 0.001}
+        dashboard.submit(request)
+    except Missing:
+        return
+    except NoAnswer as error:
+        raise unreachable(error) from error
 
 
 def nodes(config: RayLaunch) -> list[dict[str, Any]]:
@@ -236,22 +250,4 @@ def _write_home(run: Run, job: Job, text: str) -> None:
     printed, files = unpack(text)
     log = run.files.driver_log
     earlier = log.read_bytes()[: job.facts["log_bytes"]] if log.is_file() else b""
-    for name, data in (files | {"logs/driver.log": earlier + printed.encode()}).items():
-        path = run.files.root / name
-        if run.files.root.resolve() in path.resolve().parents:
-            _bring_up_to(path, data)
-
-
-def _bring_up_to(path: Path, data: bytes) -> None:
-    """Make a file hold `data`; what only grew is added to, so that a reader may stand in its middle."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    have = path.read_bytes() if path.is_file() else None
-    if have == data:
-        return
-    if have and data.startswith(have):
-        with path.open("ab") as file:
-            file.write(data[len(have) :])
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    home.bring(run.files.root, files | {"logs/driver.log": earlier + printed.encode()})

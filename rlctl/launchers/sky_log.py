@@ -1,4 +1,4 @@
-"""The log of a SkyPilot job, taken apart: what the driver printed, status, metrics, totals, the doctor's reports.
+"""The log of a SkyPilot job, taken apart: what the driver printed, status, metrics, totals, reports, whole files.
 
 The job prints all but the first as lines that begin with `rlctl::` (sky/driver.sh), so that a run can be read wherever
 SkyPilot can show a log: no address, key or bucket is needed here.
@@ -12,7 +12,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rlctl.launchers import home
 from rlctl_train.config.layout import RunFiles, write_json
+from rlctl_train.config.parcel import LINE_MARK, unpack
 
 PREFIX = re.compile(r"^\((?:head|worker\d+|[^()\s]+), (?:rank=\d+, )?pid=\d+(?:, ip=[\d.:a-f]+)?\)\s?")
 """What SkyPilot writes before each line of a job."""
@@ -26,10 +28,14 @@ def store(text: str, files: RunFiles, before: int = 0) -> None:
     anything is kept whole: it tells why.
     """
     printed: list[str] = []
+    parcels: list[str] = []
     rows: dict[tuple[Any, Any], str] = {}
     reports: dict[Any, Any] = {}
     last: dict[str, Any] = {}
     for line in _lines(text):
+        if line.startswith(LINE_MARK):
+            parcels.append(line)
+            continue
         kind, found = _marked(line)
         if kind == "metrics":
             rows[found.get("step"), found.get("phase")] = json.dumps(found)
@@ -39,7 +45,7 @@ def store(text: str, files: RunFiles, before: int = 0) -> None:
             last[kind] = found
         else:
             printed.append(line)
-    if not printed and not rows and not reports and not last:
+    if not any((printed, parcels, rows, reports, last)):
         printed = text.splitlines()
     files.logs.mkdir(exist_ok=True)
     earlier = files.driver_log.read_bytes()[:before].decode("utf-8", errors="replace") if before else ""
@@ -49,6 +55,7 @@ def store(text: str, files: RunFiles, before: int = 0) -> None:
     for node, report in reports.items():
         files.doctor.mkdir(exist_ok=True)
         write_json(files.doctor / f"node-{node}.json", report)
+    home.bring(files.root, unpack(_joined(parcels), LINE_MARK)[1])
     for kind, path in (("status", files.status), ("summary", files.summary)):
         if kind in last:
             write_json(path, last[kind])

@@ -84,6 +84,10 @@ class SlurmLauncher:
         works = standing.state == "unknown" or standing.detail == "running"
         self._cancel(job.id, *(("--signal=USR2", "--batch") if works else ()))
 
+    def ask_stacks(self, run: Run) -> None:
+        """Leave word in the run folder, which the driver shares."""
+        run.files.stacks_wanted.touch()
+
     def kill(self, run: Run) -> None:
         """Cancel the job."""
         job = run.job()

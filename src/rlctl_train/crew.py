@@ -184,6 +184,10 @@ class Crew:
         """Have every worker write what it recorded."""
         collect([actor.stop_recording.remote() for actor in self._members.values()])
 
+    def processes(self) -> dict[str, str]:
+        """Return what a person calls each worker, by Ray's id of its process."""
+        return {at.process: name for name, at in self._known().items()}
+
     def lost(self, error: RayError) -> dict[str, str]:
         """Return which workers are lost, by name, and how, when that is why a call failed; else nothing."""
         cause = error.cause if isinstance(error, RayTaskError) else error

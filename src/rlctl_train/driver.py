@@ -33,17 +33,22 @@ from rlctl_train.status import SETUP, Status
 from rlctl_train.sync.transfer import SyncError
 from rlctl_train.telemetry.metrics import MetricsWriter
 from rlctl_train.training import STATE, Context, Stage, StopFlag, Totals, best_of, warm_start_config
+from rlctl_train.watchdog import Watchdog
 
 
 def drive(files: RunFiles, config: RunConfig, status: Status, stop: StopFlag) -> None:
     """Run everything that is left to do in a run folder, of which it is the only writer."""
     files.logs.mkdir(exist_ok=True)
-    with sole_writer(files.checkpoints, files.root.name), _uploads(files, config) as uploads:
-        _through_losses(files, config, status, stop, uploads)
+    with (
+        sole_writer(files.checkpoints, files.root.name),
+        Watchdog(files, status, config) as watchdog,
+        _uploads(files, config) as uploads,
+    ):
+        _through_losses(files, config, status, stop, watchdog, uploads)
 
 
 def _through_losses(
-    files: RunFiles, config: RunConfig, status: Status, stop: StopFlag, uploads: Uploads | None
+    files: RunFiles, config: RunConfig, status: Status, stop: StopFlag, watchdog: Watchdog, uploads: Uploads | None
 ) -> None:
     """Train and finish, through losses of workers as many as it may bear."""
     start = time.time()
@@ -52,7 +57,7 @@ def _through_losses(
     restarts = Restarts(config.launch.max_restarts, status)
     while True:
         try:
-            with _context(files, config, plan, materials, status, stop, restarts) as context:
+            with _context(files, config, plan, materials, status, stop, watchdog, restarts) as context:
                 return _train(replace(context, uploads=uploads), start)
         except WorkersLost as loss:
             if stop.requested:
@@ -92,6 +97,7 @@ def _context(
     materials: Materials,
     status: Status,
     stop: StopFlag,
+    watchdog: Watchdog,
     restarts: Restarts,
 ) -> Iterator[Context]:
     """Connect to Ray, and continue the metrics where the last checkpoint stands; end whatever of both is left."""
@@ -105,7 +111,7 @@ def _context(
         address = connect(config.ray, needed=needed, object_store_gib=plan.object_store_gib, wait_s=wait_s)
         status.update(address=address)
         stop.listen()
-        yield Context(files, config, plan, materials, status, stop, writer, restarts)
+        yield Context(files, config, plan, materials, status, stop, watchdog, writer, restarts)
     finally:
         writer.close()
         ray.shutdown()  # of a private cluster all processes end, of another all workers of this run

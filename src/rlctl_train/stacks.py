@@ -30,6 +30,8 @@ class Whereabouts:
 
     node: str
     """Ray's id of the node."""
+    process: str
+    """Ray's id of the process."""
     host: str
     pid: int
     descriptor: int
@@ -47,8 +49,10 @@ class Traceable:
             self._stacks, name = tempfile.mkstemp()
             Path(name).unlink()  # nothing is left behind, however the worker ends
             faulthandler.register(SIGNAL, self._stacks, all_threads=True)
-        node = ray.get_runtime_context().get_node_id()
-        return Whereabouts(node, ray.util.get_node_ip_address(), os.getpid(), self._stacks)
+        here = ray.get_runtime_context()
+        return Whereabouts(
+            here.get_node_id(), here.get_worker_id(), ray.util.get_node_ip_address(), os.getpid(), self._stacks
+        )
 
     def ping(self) -> None:
         """Answer, once everything asked before is done."""

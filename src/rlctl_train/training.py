@@ -31,6 +31,7 @@ from rlctl_train.data.loader import PromptLoader, PromptRow
 from rlctl_train.fleet import Fleet
 from rlctl_train.placement import lay_out
 from rlctl_train.prepare import Materials
+from rlctl_train.profiling import ray_timeline
 from rlctl_train.profiling.ranges import mark
 from rlctl_train.profiling.recorder import recorded
 from rlctl_train.profiling.steps import PARTS, step_folder
@@ -86,6 +87,7 @@ class Context:
     materials: Materials
     status: Status
     stop: StopFlag
+    watchdog: Watchdog
     writer: MetricsWriter
     restarts: Restarts
     uploads: Uploads | None = None
@@ -98,6 +100,7 @@ class Stage:
     def __init__(self, context: Context, *, phase: Phase = "train", metric_offset: int = 0) -> None:
         self._files, self._config, self._materials = context.files, context.config, context.materials
         self._status, self._stop, self._writer = context.status, context.stop, context.writer
+        self._watchdog = context.watchdog
         self._phase: Phase = phase
         self._offset = metric_offset
         config, plan = context.config, context.plan
@@ -156,6 +159,7 @@ class Stage:
             run.step += 1
             self._status.update(step=run.step)
             self._one_step()
+            self._keep_timeline()
             self._saver.check()
             last = run.step == trainer.num_steps
             if last or (_due(run.step, self._config.validation.every_steps) and not self._stop.requested):
@@ -181,8 +185,7 @@ class Stage:
     @contextmanager
     def _watched(self) -> Iterator[None]:
         """Raise `WorkersLost` when workers die or stand still."""
-        watchdog = Watchdog(self._files, self._status, self._crew, self._config)
-        with losses_told(self._crew, self._status), watchdog:
+        with losses_told(self._crew, self._status), self._watchdog.over(self._crew):
             yield
 
     def _one_step(self) -> None:
@@ -221,6 +224,11 @@ class Stage:
     def _is_recorded(self) -> bool:
         config = None if self._profiling is None else self._profiling.config
         return config is not None and config.first_step <= self._run.step <= config.last_step
+
+    def _keep_timeline(self) -> None:
+        """Write Ray's timeline of the recorded steps once they are over."""
+        if self._profiling is not None and self._run.step == self._profiling.config.last_step:
+            ray_timeline.keep(self._files.profile, self._crew.processes())
 
     def _validate(self) -> float | None:
         """Measure on held-out prompts, write metrics and samples, return the accuracy (None without such prompts)."""

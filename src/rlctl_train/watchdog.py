@@ -8,6 +8,8 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -23,29 +25,43 @@ LOOK_EVERY_S = 1.0
 
 
 class Watchdog:
-    """A thread of the driver that looks for requests, and at the time of the last progress, if there is a limit."""
+    """A thread of the driver, for all its life: looks for requests, and at the time of the last progress where there is
+    a limit and workers are to make any."""
 
-    def __init__(self, files: RunFiles, status: Status, crew: Crew, config: RunConfig) -> None:
-        self._files, self._status, self._crew, self._config = files, status, crew, config
+    def __init__(self, files: RunFiles, status: Status, config: RunConfig) -> None:
+        """`files` are those of the whole run, whichever stage of it goes on."""
+        self._files, self._status, self._config = files, status, config
+        self._crew: Crew | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def __enter__(self) -> None:
-        self._status.progress()
+    def __enter__(self) -> Watchdog:
         self._thread.start()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
 
+    @contextmanager
+    def over(self, crew: Crew) -> Iterator[None]:
+        """Look after workers for a while."""
+        self._status.progress()
+        self._crew = crew
+        try:
+            yield
+        finally:
+            self._crew = None
+
     def _watch(self) -> None:
         while not self._over.wait(LOOK_EVERY_S):
+            crew = self._crew
             if self._files.stacks_wanted.exists():
-                self._answer()
+                self._answer(crew)
             still_s = time.monotonic() - self._status.last_progress
-            if still_s >= self._limit_s:
-                self._act(still_s)
+            if crew is not None and still_s >= self._limit_s:
+                self._act(crew, still_s)
 
     @property
     def _limit_s(self) -> float:
@@ -55,20 +71,20 @@ class Watchdog:
             return math.inf
         return stall_after_s + (self._config.ray.start_timeout_s if self._status.is_setup else 0.0)
 
-    def _answer(self) -> None:
-        """Write down where everyone is, as somebody has asked by a file."""
-        self._write(f"asked for in {self._status.place}", self._stacks())
+    def _answer(self, crew: Crew | None) -> None:
+        """Write down where everyone is, as somebody has asked by a file; without workers, where the driver is."""
+        self._write(f"asked for in {self._status.place}", {} if crew is None else _stacks(crew))
         self._files.stacks_wanted.unlink(missing_ok=True)
 
-    def _act(self, still_s: float) -> None:
+    def _act(self, crew: Crew, still_s: float) -> None:
         """Write down where everyone is, and end the workers that are busy; without any, the driver itself."""
         what, since = f"no progress for {still_s:.0f} s in {self._status.place}", self._status.last_progress
         try:
-            busy = self._crew.busy()
+            busy = crew.busy()
         except RayError:
             busy = []
-        stacks = self._stacks()
-        if self._over.is_set() or self._status.last_progress > since:
+        stacks = _stacks(crew)
+        if self._crew is not crew or self._status.last_progress > since:
             return  # it has moved meanwhile
         what = f"{what}; busy: {', '.join(busy) or 'none but the driver'}"
         path = self._write(what, stacks)
@@ -76,17 +92,11 @@ class Watchdog:
         self._status.update(notice=what)
         print(what, file=sys.stderr)
         if busy:
-            self._crew.end(busy, f"stood still for {still_s:.0f} s ({path} shows where)")
+            crew.end(busy, f"stood still for {still_s:.0f} s ({path} shows where)")
         else:
             remedy = f"read {path}; `rlctl runs resume` continues from the last checkpoint"
             self._status.end("failed", FAILED, {"what": what, "remedy": remedy})
             os._exit(FAILED)
-
-    def _stacks(self) -> dict[str, str]:
-        try:
-            return self._crew.stacks()
-        except RayError as error:
-            return {"workers": f"Ray does not answer: {error}"}
 
     def _write(self, what: str, stacks: dict[str, str]) -> Path:
         """Write the stacks of the driver and of its workers; a reader sees the file only when it is whole."""
@@ -100,3 +110,10 @@ class Watchdog:
                 file.write(f"\n== {name}: {text}\n")
         aside.rename(path)
         return path
+
+
+def _stacks(crew: Crew) -> dict[str, str]:
+    try:
+        return crew.stacks()
+    except RayError as error:
+        return {"workers": f"Ray does not answer: {error}"}

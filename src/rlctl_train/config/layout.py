@@ -49,6 +49,8 @@ class RunFiles:
     checkpoints = property(lambda self: self.root / "checkpoints")
     profile = property(lambda self: self.root / "profile")
     """What a profile recorded, one folder a step, and its report."""
+    left = property(lambda self: self.root / "profile" / "left.json")
+    """Which of that was too large to come home from other machines, and where it lies."""
     samples = property(lambda self: self.root / "samples")
     """Validation samples for reading, one file a validation."""
     model = property(lambda self: self.root / "model")
