@@ -56,7 +56,9 @@ def quickstart(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run every test that needs neither a GPU nor vLLM nor Slurm, but the longest."""
     env = environment(session, "train", *FOR_TESTS)
-    choice = "not vllm and not gpu and not long and not slurm and not sky and not cloud and not megatron"
+    choice = (
+        "not vllm and not gpu and not long and not slurm and not sky and not cloud and not megatron and not browser"
+    )
     # Real runs wait for processes more than they compute; a file's tests share what one of them has made.
     side_by_side = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
     session.run(
@@ -87,6 +89,13 @@ def slurm(session: nox.Session) -> None:
     """
     env = environment(session, "train", *FOR_TESTS)
     session.run(env / "python", "-m", "pytest", "-m", "slurm", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Have Chromium draw the pages of profiles (where it is not, root and Debian: installs by apt-get)."""
+    env = environment(session, "train", *FOR_TESTS)
+    session.run(env / "python", "-m", "pytest", "-m", "browser", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session

@@ -140,15 +140,15 @@ def _bubbles(made: Mapping[str, Any]) -> str:
 
 def _memory(made: Mapping[str, Any]) -> str:
     rows = [
-        (one["phase"], one["part"], _gib(one["predicted_gib"]), _gib(one["measured_gib"])) for one in made["memory"]
+        (one["phase"], one["part"], _size(one["predicted_gib"]), _size(one["measured_gib"])) for one in made["memory"]
     ]
-    columns = ("phase", "part", "predicted, GiB", "measured, GiB")
+    columns = ("phase", "part", "predicted", "measured")
     return page.table("Memory of the fullest device", columns, rows) if rows else ""
 
 
 def _allocations(made: Mapping[str, Any]) -> str:
     rows = [
-        (worker, phase, f"{peak['gib'] * 1024:,.1f} MiB", f"{asker}", f"{gib * 1024:,.1f} MiB")
+        (worker, phase, _size(peak["gib"]), asker, _size(gib))
         for worker, by_phase in made["allocations"].items()
         for phase, peak in by_phase.items()
         for asker, gib in peak["by_asker"].items()
@@ -196,8 +196,10 @@ def _s(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds:.3g} s"
 
 
-def _gib(gib: float | None) -> str:
-    return "" if gib is None else f"{gib:.2f}"
+def _size(gib: float | None) -> str:
+    if gib is None:
+        return ""
+    return f"{gib:.2f} GiB" if gib >= 0.1 else f"{gib * 1024:.3g} MiB"
 
 
 def _share(share: float | None) -> str:
