@@ -58,7 +58,7 @@ def tests(session: nox.Session) -> None:
     """Run every test that needs neither a GPU nor vLLM nor Slurm, but the longest."""
     env = environment(session, "train", *FOR_TESTS)
     choice = "not vllm and not gpu and not long and not slurm and not sky and not cloud and not megatron"
-    variables = {**ONE_THREAD, "RLCTL_S3_SERVER": str(environment(session, "s3_server", S3_SERVER) / "moto_server")}
+    variables = {**ONE_THREAD, "TESTS_S3_SERVER": str(environment(session, "s3_server", S3_SERVER) / "moto_server")}
     # Real runs wait for processes more than they compute; a file's tests share what one of them has made.
     side_by_side = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
     session.run(
