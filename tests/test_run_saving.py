@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
+import ray
 
 from rlctl_train.checkpoint.lock import sole_writer
 from rlctl_train.checkpoint.manifest import damages, read_manifest
+from rlctl_train.config import RunConfig
+from rlctl_train.config.errors import PREFLIGHT, UserError
+from rlctl_train.driver import drive
+from rlctl_train.status import Status
+from rlctl_train.training import StopFlag
 from tests import runs
 
 pytestmark = pytest.mark.slow
@@ -34,8 +41,9 @@ def test_a_disk_that_fills_up_while_a_worker_writes_ends_the_run_with_the_last_c
 
 def test_a_folder_that_another_run_writes_is_refused_before_anything_starts(tmp_path: Path) -> None:
     files = runs.make_run(tmp_path / "run")
-    with sole_writer(files.checkpoints, "another"):
-        assert runs.run(files) == 4
-    assert runs.status(files)["error"]["what"].startswith(
-        f"{files.checkpoints} is being written by run another on host"
-    )
+    config = RunConfig.model_validate(json.loads(files.config.read_text()))
+    with sole_writer(files.checkpoints, "another"), pytest.raises(UserError) as caught:
+        drive(files, config, Status(files, config.trainer.num_steps), StopFlag())
+    assert caught.value.what.startswith(f"{files.checkpoints} is being written by run another on host")
+    assert caught.value.exit_code == PREFLIGHT
+    assert not files.model.exists() and not ray.is_initialized()
