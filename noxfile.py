@@ -20,8 +20,9 @@ nox.options.sessions = ["tests", "vllm", "lint", "types", "build", "docs"]
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-FOR_TESTS = ("-e", ".[train,math,peft,profile,s3,test]", "moto[server]>=5.2")
-"""moto is a server that speaks S3."""
+FOR_TESTS = ("-e", ".[train,math,peft,profile,s3,test]")
+S3_SERVER = "moto[server]>=5.2"
+"""A server that speaks S3. Beside training its boto3 would be imported by every process that imports transformers."""
 MEGATRON = ("torch", "numpy", "megatron-core==0.16.1", "psutil")
 """Megatron-core hangs in saving without psutil, which it does not ask for."""
 SKYPILOT = "skypilot[aws,gcp,kubernetes,slurm]==0.14.1"
@@ -59,11 +60,12 @@ def tests(session: nox.Session) -> None:
     choice = (
         "not vllm and not gpu and not long and not slurm and not sky and not cloud and not megatron and not browser"
     )
+    variables = {**ONE_THREAD, "TESTS_S3_SERVER": str(environment(session, "s3_server", S3_SERVER) / "moto_server")}
     # Real runs wait for processes more than they compute; a file's tests share what one of them has made.
     side_by_side = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
     session.run(
         env / "python", "-m", "pytest", "-m", choice, "--ignore=tests/vllm", *side_by_side, *session.posargs,
-        env=ONE_THREAD,
+        env=variables,
     )  # fmt: skip
 
 

@@ -26,6 +26,8 @@ CONF = """\
 ClusterName=one
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
+# A job's number names its Ray's port and folder: of two such clusters on one machine no jobs may share one.
+FirstJobId={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,22 +42,37 @@ def test_a_run_on_an_existing_cluster_leaves_the_cluster_running(tmp_path: Path,
         assert runs.run(files) == 0, runs.log(files)
 
 
+CONNECT = """
+import json, sys
+from rlctl_train.cluster import connect
+from rlctl_train.config.errors import UserError
+from rlctl_train.config.trainer import RayConfig
+try:
+    connect(RayConfig(**json.loads(sys.argv[1])), needed={"CPU": 2.5}, object_store_gib=0.1)
+except UserError as error:
+    print(json.dumps({"what": error.what, "remedy": error.remedy, "exit_code": error.exit_code}))
+"""
+
+
+def refused(**config: Any) -> dict[str, Any]:
+    """Connect as a driver does, in a process of its own, which has the token; return the error of the user's."""
+    command = [sys.executable, "-c", CONNECT, json.dumps(config)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 def test_the_nodes_that_did_not_join_a_launchers_cluster_are_named(
-    tmp_path: Path, small_cluster: str, monkeypatch: pytest.MonkeyPatch
+    small_cluster: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(CLUSTER_VARIABLE, small_cluster)
     monkeypatch.setenv(NODES_VARIABLE, "n1,n2")
-    files = runs.make_run(tmp_path / "run", ray={"start_timeout_s": 5})
-    assert runs.run(files) == 5
-    error = runs.status(files)["error"]
+    error = refused(start_timeout_s=5)
     assert "2 of 2 nodes did not join" in error["what"] and "n1, n2" in error["what"]
-    assert "logs/ray-n1.log" in error["remedy"]
+    assert "logs/ray-n1.log" in error["remedy"] and error["exit_code"] == 5
 
 
-def test_an_address_where_no_cluster_is_gives_one_clear_line(tmp_path: Path) -> None:
-    files = runs.make_run(tmp_path / "run", ray={"address": "127.0.0.1:1", "start_timeout_s": 5})
-    assert runs.run(files) == 5
-    assert "127.0.0.1:1" in runs.status(files)["error"]["what"]
+def test_an_address_where_no_cluster_is_gives_one_clear_line() -> None:
+    error = refused(address="127.0.0.1:1", start_timeout_s=5)
+    assert "127.0.0.1:1" in error["what"] and "\n" not in error["what"] and error["exit_code"] == 5
 
 
 def ask_cluster(address: str, root: Path, num_nodes: int) -> tuple[int, str]:

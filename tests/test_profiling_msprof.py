@@ -16,7 +16,7 @@ from rlctl_train.config.profile import MsprofConfig, ProfileConfig
 from rlctl_train.profiling.devices import read_devices
 from rlctl_train.profiling.msprof import read_copies, read_kernels
 from rlctl_train.profiling.ranges import mark
-from rlctl_train.profiling.recorder import Recordable
+from rlctl_train.profiling.recorder import Recordable, Who
 from rlctl_train.profiling.timeline import read_ranges, unix_start
 from rlctl_train.profiling.traces import kind_of
 
@@ -128,7 +128,7 @@ def test_a_worker_is_recorded_by_documented_options_and_its_ranges_are_marked(to
     options = MsprofConfig(profiler_level="Level2", aic_metrics="L2Cache", l2_cache=True, data_simplification=False)
     worker = Recordable()
     worker.start_recording(
-        ProfileConfig(tool="msprof", msprof=options, shapes=True), "actor", 0, "cpu", tmp_path / "step_000003"
+        ProfileConfig(tool="msprof", msprof=options, shapes=True), Who("actor", 0, "cpu"), tmp_path / "step_000003"
     )
     with mark("actor_update"):
         pass
@@ -149,7 +149,7 @@ def test_a_worker_is_recorded_by_documented_options_and_its_ranges_are_marked(to
 def test_a_step_that_is_not_analysed_is_named(torch_npu: Any, tmp_path: Path) -> None:
     worker = Recordable()
     config = ProfileConfig(tool="msprof", msprof=MsprofConfig(analyse_flag=False))
-    worker.start_recording(config, "actor", 0, "cpu", tmp_path / "step_000003")
+    worker.start_recording(config, Who("actor", 0, "cpu"), tmp_path / "step_000003")
     worker.stop_recording()
     (unread,) = read_devices(tmp_path, ["actor-0"]).unread
     assert "analyse(" in unread and "actor-0_" in unread
@@ -159,7 +159,7 @@ def test_a_program_around_a_worker_is_told_the_unix_time_in_each_step(torch_npu:
     worker, marks = Recordable(), importlib.import_module("torch_npu").npu.MARKS
     for step in ("step_000003", "step_000004"):
         marks.clear()
-        worker.start_recording(ProfileConfig(tool="rocprof"), "actor", 0, "cpu", tmp_path / step)
+        worker.start_recording(ProfileConfig(tool="rocprof"), Who("actor", 0, "cpu"), tmp_path / step)
         with mark("actor_update"):
             pass
         worker.stop_recording()

@@ -19,6 +19,7 @@ from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import FAILED, INTERRUPTED, OK, OUT_OF_MEMORY, USAGE
 from rlctl_train.config.layout import RunFiles
 from rlctl_train.config.trainer import PROCESS_ENVIRONMENT
+from rlctl_train.importing import uncollected
 from rlctl_train.status import Status
 
 UNSAVED = {"what": "stopped before it could save", "remedy": "resume continues from the last checkpoint"}
@@ -34,10 +35,11 @@ def main() -> int:
     _set_environment(config)
     status = Status(files, config.trainer.num_steps)
     # Imported only now: Ray reads its authentication settings when it is imported.
-    from rlctl_train.driver import drive, explain, plan_of
-    from rlctl_train.telemetry.report import write_report
-    from rlctl_train.training import StopFlag, Stopped
-    from rlctl_train.triage import ran_out, triage
+    with uncollected():
+        from rlctl_train.driver import drive, explain, plan_of
+        from rlctl_train.telemetry.report import write_report
+        from rlctl_train.training import StopFlag, Stopped
+        from rlctl_train.triage import ran_out, triage
 
     stop = StopFlag()
     stop.listen()

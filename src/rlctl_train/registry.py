@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlctl_train.importing import uncollected
+
 ALGOS = {
     "dapo": "rlctl_train.algos.dapo:Dapo",
     "distill": "rlctl_train.algos.distill:Distill",
@@ -88,7 +90,9 @@ def load(table: Mapping[str, str], name: str) -> Any:
     if name not in table:
         raise KeyError(f"{name!r} is not one of {', '.join(sorted(table))}")
     module, _, attribute = table[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    with uncollected():
+        imported = importlib.import_module(module)
+    return getattr(imported, attribute)
 
 
 def load_user_object(path: str) -> Any:
