@@ -54,6 +54,7 @@ def test_two_nodes_train_save_when_told_and_come_home(cloud: sky_slurm.SkyOnSlur
     said = rlctl(cloud, *words, "--detach", "trainer.num_steps=3000")
     assert "takes    2 machine(s) with 2 CPU cores each" in said
     wait_for_a_step(cloud)
+    assert "== rollout worker 2: " in rlctl(cloud, "runs", "stacks", NAME)
     rlctl(cloud, "runs", "stop", NAME, "--timeout", "300")
     folder = cloud.root / "runs" / NAME
     assert status(folder)["state"] == "stopped" and status(folder)["exit_code"] == 130
