@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from tests import runs, sky_slurm
 pytestmark = [pytest.mark.cloud, pytest.mark.timeout(1500)]
 
 NAME = "tiny"
+PROFILED = ("actor", "rollout", "score")
 DIGITS = Path(runs.__file__).with_name("digit_reward.py")
 
 
@@ -54,10 +56,15 @@ def test_two_nodes_train_save_when_told_and_come_home(cloud: sky_slurm.SkyOnSlur
     said = rlctl(cloud, *words, "--detach", "trainer.num_steps=3000")
     assert "takes    2 machine(s) with 2 CPU cores each" in said
     wait_for_a_step(cloud)
+    assert "== rollout worker 2: " in rlctl(cloud, "runs", "stacks", NAME)
     rlctl(cloud, "runs", "stop", NAME, "--timeout", "300")
     folder = cloud.root / "runs" / NAME
     assert status(folder)["state"] == "stopped" and status(folder)["exit_code"] == 130
     assert len(list((folder / "doctor").iterdir())) == 2
+    made = {str(path.relative_to(folder / "profile")) for path in (folder / "profile").rglob("*.gz")}
+    assert made == {"ray_timeline.trace.json.gz", *(f"step_000001/{one}-0.trace.json.gz" for one in PROFILED)}
+    for path in (folder / "profile").rglob("*.gz"):
+        assert json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     assert "rlctl::" not in rlctl(cloud, "runs", "logs", NAME)
     rlctl(cloud, "runs", "stop", NAME, "--force", "-y")
     assert cloud.slurm.ask("squeue", "-h", "-t", "running") == ""
@@ -69,6 +76,7 @@ def tiny() -> dict[str, Any]:
     config["trainer"] = {**config["trainer"], "num_devices": 3, "prompts_per_step": 6}
     config["rollout"] = {**config["rollout"], "num_devices": 3}
     envs = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    config["profile"] = {"tool": "torch", "first_step": 1, "last_step": 1}
     return config | {"launch": {"type": "cloud", "environment": {"type": "same"}, "envs": envs}}
 
 

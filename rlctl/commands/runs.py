@@ -31,7 +31,7 @@ app = typer.Typer(cls=HelpfulGroup, rich_markup_mode=None, help="List, show, fol
 
 LOG_POLL_S = 0.2
 STACKS = "stacks-*.txt"
-STACKS_WITHIN_S = 120.0
+STACKS_WITHIN_S = 180.0
 """The driver looks every second, reading all workers' stacks takes a while, and so does the way there and back."""
 
 
