@@ -3,7 +3,7 @@
     python benchmarks/always_on.py
 
 A run of the quickstart is profiled by its ranges alone. Its range `memory` is the time in which the driver asks all
-workers for peaks, busy time and parts, and Ray for its stores. What each phase of a worker costs beside its work is
+workers for peaks, busy time and parts. What each phase of a worker costs beside its work is
 timed here, on a trainer with the quickstart's model, and multiplied by the phases of a step.
 """
 
@@ -57,7 +57,7 @@ Measured {date.today()} on two CPU cores: the quickstart, steps {FIRST} to {LAST
 
 | | a step | share |
 |---|---|---|
-| asking workers and Ray, at the end of a step | {asking_s * 1e3:.2f} ms | {asking_s / step_s:.2%} |
+| asking the workers, at the end of a step | {asking_s * 1e3:.2f} ms | {asking_s / step_s:.2%} |
 | peaks, parts and time of {num_phases} phases, each | {phase_s * 1e3:.2f} ms | {phase_s / step_s:.2%} |
 | together | {whole * 1e3:.2f} ms | {whole / step_s:.2%} |
 

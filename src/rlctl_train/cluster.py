@@ -144,12 +144,6 @@ def _missing(needed: Resources, have: Mapping[str, float]) -> Resources:
     return {name: amount for name, amount in needed.items() if have.get(name, 0) < amount}
 
 
-def object_store_gib() -> float:
-    """Return the GiB in use of the object stores of all nodes, by any job; nodes report ten times a second."""
-    name = "object_store_memory"
-    return (ray.cluster_resources().get(name, 0.0) - ray.available_resources().get(name, 0.0)) / 2**30
-
-
 def collect(refs: Iterable[ray.ObjectRef], on_each: Callable[[], None] = lambda: None) -> list[Any]:
     """Return the values in order, raising as soon as any one fails (a dead peer leaves the others waiting)."""
     refs = list(refs)

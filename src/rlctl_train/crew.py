@@ -23,7 +23,7 @@ from ray.exceptions import (
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rlctl_train.cluster import collect, object_store_gib
+from rlctl_train.cluster import collect
 from rlctl_train.config.errors import FAILED, UserError
 from rlctl_train.config.layout import write_json
 from rlctl_train.config.profile import ProfileConfig
@@ -33,6 +33,7 @@ from rlctl_train.profiling.recorder import Who
 from rlctl_train.profiling.tools import Profiling
 from rlctl_train.scoring import ScoreWorker
 from rlctl_train.stacks import Whereabouts, read_stacks
+from rlctl_train.store_watch import StoreWatch
 from rlctl_train.workers import EngineWorker, RolloutWorker, WorkerSpec
 
 ROLLOUT = "rollout worker"
@@ -84,6 +85,7 @@ class Crew:
         self._beside_gib: float | None = None
         self._asked_at = time.perf_counter()
         """When the workers were last asked what their phases took."""
+        self._stores = StoreWatch()
         self._usages: list[Usage] = []
         """What they answered."""
 
@@ -110,6 +112,7 @@ class Crew:
             collect(_start_together(actors))
         collect([*generating, *self._where.values()])
         self._write_roster()
+        self._stores.start()
 
     def rollout_engines(self) -> list[list[Any]]:
         """Return the ranks of each rollout engine."""
@@ -132,6 +135,7 @@ class Crew:
 
     def stop(self) -> None:
         """End every worker and give its devices back; profilers around workers are let write first."""
+        self._stores.stop()
         if self._profiling is not None and self._profiling.wrapped:
             for actor in self._members.values():
                 actor.__ray_terminate__.remote()  # by itself, where a kill would leave nothing to write
@@ -148,12 +152,12 @@ class Crew:
         GiB, and the share of the time that each role was at work, mean over its ranks."""
         everyone = {**self.engines, "rollout": self.rollouts}
         roles = [role for role, actors in everyone.items() for _ in actors]
-        asked = [actor.memory.remote() for actors in everyone.values() for actor in actors]
-        store_gib = object_store_gib()  # while they answer
-        usages: list[Usage] = collect(asked)
+        # One call: all have ended their work, so none waits for a dead one.
+        usages: list[Usage] = ray.get([actor.memory.remote() for actors in everyone.values() for actor in actors])
         self._usages = usages
         metrics = {f"memory_gib/{name}": gib + self._beside() for name, gib in by_phase(usages).items()}
-        metrics["perf/object_store_gib"] = store_gib
+        if (store_gib := self._stores.take()) is not None:
+            metrics["perf/object_store_gib"] = store_gib
         allocated = [usage.allocated_gib for usage in usages if usage.allocated_gib is not None]
         passed_s, self._asked_at = time.perf_counter() - self._asked_at, time.perf_counter()
         for role in dict.fromkeys(roles):

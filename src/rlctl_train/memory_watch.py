@@ -48,7 +48,7 @@ class Usage:
     device_s: float | None = None
     """Of that, time in which the device computed: on a CPU processor time over threads; None where nobody knows."""
     parts_gib: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Largest size of each part (weights, gradients, optimizer) by phase, `REST` being what was left between phases."""
+    """Largest size of each part (weights, gradients, optimizer) by phase, `REST` being what is left now."""
 
 
 @dataclass
@@ -85,18 +85,18 @@ class MemoryWatch:
         finally:
             self._note()
             self._running.pop()
-            self.count_parts()
 
     def count_parts(self) -> None:
-        """Count what parts there are now into the phase that runs; between phases, into what is left."""
-        known = self._parts.setdefault(self._running[-1] if self._running else REST, {})
+        """Count what parts there are now into the phase that runs."""
+        known = self._parts.setdefault(self._running[-1], {})
         for part, gib in self._held().items():
             known[part] = max(known.get(part, 0.0), gib)
 
     def take(self) -> Usage:
         """Return the peaks since the last call."""
         usage = Usage(_place(self.kind), self._peaks, held_bytes(self.kind) / GIB)
-        usage = replace(usage, busy_s=self._busy_s, device_s=self._device_s, parts_gib=self._parts)
+        parts = self._parts | {REST: self._held()}
+        usage = replace(usage, busy_s=self._busy_s, device_s=self._device_s, parts_gib=parts)
         if self.kind != "cpu":
             usage = replace(usage, allocated_gib=self._allocated, used_gib=device.used_bytes(self.kind) / GIB)
         self._peaks, self._parts = {}, {}
@@ -141,12 +141,12 @@ class MemoryWatch:
             self._peaks[name] = max(self._peaks.get(name, 0.0), self._peak())
         if self.kind != "cpu":
             device.reset_peak(self.kind)
-        elif os.access(CLEAR, os.W_OK):
-            CLEAR.write_text("5")  # the kernel's word for: start the high-water mark again from here
+        elif (clear := _opened(CLEAR, os.O_WRONLY, os.getpid())) is not None:
+            os.write(clear, b"5")  # the kernel's word for: start the high-water mark again from here
 
     def _peak(self) -> float:
         if self.kind == "cpu":
-            return _resident("VmHWM")
+            return _most_resident_gib()
         allocated, reserved = device.peak_bytes(self.kind)
         self._allocated = max(self._allocated, allocated / GIB)
         return reserved / GIB
@@ -156,14 +156,18 @@ def held_bytes(kind: str) -> int:
     """Return what this process holds now: on an accelerator torch's allocator, else the process in memory."""
     if kind != "cpu":
         return device.reserved_bytes(kind)
-    statm = _statm(os.getpid())
+    statm = _opened(STATM, os.O_RDONLY, os.getpid())
     return 0 if statm is None else int(os.pread(statm, 128, 0).split()[1]) * PAGE
 
 
 @cache
-def _statm(pid: int) -> int | None:
-    """Open the kernel's account of this process, which is asked many times a step; a fork has its own."""
-    return os.open(STATM, os.O_RDONLY | os.O_CLOEXEC) if STATM.exists() else None
+def _opened(path: Path, flags: int, pid: int) -> int | None:
+    """Open a file of the kernel's account of this process, which is asked many times a step, once; a fork has its own.
+    None where there is no such account, or not for us."""
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 def by_phase(usages: list[Usage]) -> dict[str, float]:
@@ -218,12 +222,11 @@ def others_gib(pids: Iterable[int]) -> float:
     return total / GIB
 
 
-def _resident(key: str) -> float:
-    """Return a size from the kernel's account of this process, in GiB; 0 where there is no such account."""
-    if not STATUS.exists():
-        return 0.0
-    line = next((line for line in STATUS.read_text().splitlines() if line.startswith(f"{key}:")), f"{key}: 0 kB")
-    return int(line.split()[1]) * 1024 / GIB
+def _most_resident_gib() -> float:
+    """Return the largest resident size since its mark was started again; 0 where the kernel does not tell."""
+    status = _opened(STATUS, os.O_RDONLY, os.getpid())
+    _, _, rest = (b"" if status is None else os.pread(status, 4096, 0)).partition(b"VmHWM:")
+    return int(rest.split(maxsplit=1)[0]) * 1024 / GIB if rest else 0.0
 
 
 def _place(kind: str) -> str:

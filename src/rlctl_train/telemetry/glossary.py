@@ -94,7 +94,11 @@ GLOSSARY = (
         "perf/tflops/<phase>", "TFLOP/s/device", "Rate at which a phase does the model's own work (docs/profiling.md)."
     ),
     Meaning("perf/mfu/<phase>", "ratio", "That rate over the device's peak, where the catalogue knows the peak."),
-    Meaning("perf/object_store_gib", "GiB", "Memory of Ray's object stores that is in use, over all nodes."),
+    Meaning(
+        "perf/object_store_gib",
+        "GiB",
+        "Most in use of all Ray object stores since the last step, asked each second.",
+    ),
     Meaning("perf/time_per_step", "s", "Wall time of the whole step."),
     Meaning(
         "busy/<role>",

@@ -1,0 +1,52 @@
+"""Ray's object stores are asked beside the work, and what was used most in between is not missed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import ray
+from ray.exceptions import RaySystemError
+
+from rlctl_train.store_watch import NAME, StoreWatch
+
+GIB = 2**30
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, *available: float | Exception) -> StoreWatch:
+    """Return a watch that asked a store of 4 GiB once for each of `available`, in GiB."""
+    watch, answers = StoreWatch(), iter(available)
+
+    def answer() -> dict[str, float]:
+        one = next(answers, None)
+        if one is None:
+            watch.stop()
+            return {}
+        if isinstance(one, Exception):
+            raise one
+        return {NAME: one * GIB} if one else {}
+
+    monkeypatch.setattr("rlctl_train.store_watch.EVERY_S", 0.0)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="here"))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {NAME: 4.0 * GIB})
+    monkeypatch.setattr(ray, "available_resources", answer)
+    watch._watch("here")
+    return watch
+
+
+def test_the_most_since_the_last_call_is_taken_and_then_what_was_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = watched(monkeypatch, 4.0, 1.0, 3.5, RaySystemError("gone"))
+    assert watch.take() == 3.0
+    assert watch.take() == 0.5, "nobody answered since"
+
+
+def test_a_store_that_is_full_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watched(monkeypatch, 0.0, RaySystemError("gone")).take() == 4.0
+
+
+def test_a_lost_cluster_and_another_one_end_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = watched(monkeypatch, RaySystemError("gone"))
+    assert watch.take() is None
+    watch._watch("elsewhere")
+    assert watch.take() is None
