@@ -23,8 +23,8 @@ from rlctl_train.profiling.timeline import Timeline
 ROUNDS = 7
 RANGES_OF_A_STEP = 200
 """More than a step of the quickstart has in any process."""
-STEP_S = 0.29
-"""A step of the quickstart (algorithm_cost.md, on the faster of its days)."""
+STEP_S = 0.25
+"""A step of the quickstart (always_on.md)."""
 PAGE = Path(__file__).with_name("ranges.md")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -428,9 +428,15 @@ class RolloutWorker(Traceable, Recordable):
 
 def _keep_at_out_of_memory(spec: WorkerSpec, role: str, rank: int) -> None:
     """Have the allocator's state written to the run's logs at the moment in which memory runs out."""
-    if spec.logs is not None:
-        path = spec.logs / f"out-of-memory-{role}-{rank}{SNAPSHOT}"
-        at_out_of_memory(spec.device, lambda: keep_snapshot(spec.device, path))
+    if spec.logs is None:
+        return
+    path = spec.logs / f"out-of-memory-{role}-{rank}{SNAPSHOT}"
+
+    def keep() -> None:
+        with suppress(OSError):  # it is the lack of memory that must be told of
+            keep_snapshot(spec.device, path)
+
+    at_out_of_memory(spec.device, keep)
 
 
 def _write(share: Share, folder: Path) -> Written:
