@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import threading
 
 import pytest
 import ray
@@ -20,18 +20,17 @@ def watched(monkeypatch: pytest.MonkeyPatch, *available: float | Exception) -> S
     def answer() -> dict[str, float]:
         one = next(answers, None)
         if one is None:
-            watch.stop()
+            watch._over.set()
             return {}
         if isinstance(one, Exception):
             raise one
         return {NAME: one * GIB} if one else {}
 
     monkeypatch.setattr("rlctl_train.store_watch.EVERY_S", 0.0)
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="here"))
     monkeypatch.setattr(ray, "cluster_resources", lambda: {NAME: 4.0 * GIB})
     monkeypatch.setattr(ray, "available_resources", answer)
-    watch._watch("here")
+    with watch:
+        watch._thread.join()
     return watch
 
 
@@ -45,8 +44,21 @@ def test_a_store_that_is_full_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watched(monkeypatch, 0.0, RaySystemError("gone")).take() == 4.0
 
 
-def test_a_lost_cluster_and_another_one_end_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = watched(monkeypatch, RaySystemError("gone"))
-    assert watch.take() is None
-    watch._watch("elsewhere")
-    assert watch.take() is None
+def test_a_lost_cluster_ends_the_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert watched(monkeypatch, RaySystemError("gone")).take() is None
+
+
+def test_nobody_asks_any_more_once_the_body_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    asking, asked = threading.Event(), threading.Event()
+
+    def slowly() -> dict[str, float]:
+        asking.set()
+        asked.wait(10)
+        return {NAME: GIB}
+
+    monkeypatch.setattr(ray, "cluster_resources", slowly)
+    monkeypatch.setattr(ray, "available_resources", dict)
+    with StoreWatch() as watch:
+        asking.wait(10)
+        threading.Timer(0.2, asked.set).start()
+    assert not watch._thread.is_alive() and watch.take() == 1.0, "the question under way was answered first"

@@ -33,7 +33,6 @@ from rlctl_train.profiling.recorder import Who
 from rlctl_train.profiling.tools import Profiling
 from rlctl_train.scoring import ScoreWorker
 from rlctl_train.stacks import Whereabouts, read_stacks
-from rlctl_train.store_watch import StoreWatch
 from rlctl_train.workers import EngineWorker, RolloutWorker, WorkerSpec
 
 ROLLOUT = "rollout worker"
@@ -85,7 +84,6 @@ class Crew:
         self._beside_gib: float | None = None
         self._asked_at = time.perf_counter()
         """When the workers were last asked what their phases took."""
-        self._stores = StoreWatch()
         self._usages: list[Usage] = []
         """What they answered."""
 
@@ -112,7 +110,6 @@ class Crew:
             collect(_start_together(actors))
         collect([*generating, *self._where.values()])
         self._write_roster()
-        self._stores.start()
 
     def rollout_engines(self) -> list[list[Any]]:
         """Return the ranks of each rollout engine."""
@@ -135,7 +132,6 @@ class Crew:
 
     def stop(self) -> None:
         """End every worker and give its devices back; profilers around workers are let write first."""
-        self._stores.stop()
         if self._profiling is not None and self._profiling.wrapped:
             for actor in self._members.values():
                 actor.__ray_terminate__.remote()  # by itself, where a kill would leave nothing to write
@@ -156,8 +152,6 @@ class Crew:
         usages: list[Usage] = ray.get([actor.memory.remote() for actors in everyone.values() for actor in actors])
         self._usages = usages
         metrics = {f"memory_gib/{name}": gib + self._beside() for name, gib in by_phase(usages).items()}
-        if (store_gib := self._stores.take()) is not None:
-            metrics["perf/object_store_gib"] = store_gib
         allocated = [usage.allocated_gib for usage in usages if usage.allocated_gib is not None]
         passed_s, self._asked_at = time.perf_counter() - self._asked_at, time.perf_counter()
         for role in dict.fromkeys(roles):

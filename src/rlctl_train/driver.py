@@ -30,6 +30,7 @@ from rlctl_train.placement import lay_out
 from rlctl_train.prepare import Materials, prepare
 from rlctl_train.recovery import Restarts
 from rlctl_train.status import SETUP, Status
+from rlctl_train.store_watch import StoreWatch
 from rlctl_train.sync.transfer import SyncError
 from rlctl_train.telemetry.metrics import MetricsWriter
 from rlctl_train.training import STATE, Context, Stage, StopFlag, Totals, best_of, warm_start_config
@@ -111,7 +112,8 @@ def _context(
         address = connect(config.ray, needed=needed, object_store_gib=plan.object_store_gib, wait_s=wait_s)
         status.update(address=address)
         stop.listen()
-        yield Context(files, config, plan, materials, status, stop, watchdog, writer, restarts)
+        with StoreWatch() as stores:
+            yield Context(files, config, plan, materials, status, stop, watchdog, stores, writer, restarts)
     finally:
         writer.close()
         ray.shutdown()  # of a private cluster all processes end, of another all workers of this run

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import threading
+from types import TracebackType
 
 import ray
 from ray.exceptions import RayError
 
 EVERY_S = 1.0
+ANSWER_S = 10.0
+"""Longest wait for the last answer, of a cluster that may be lost."""
 NAME = "object_store_memory"
 
 
 class StoreWatch:
-    """A thread of the driver that asks Ray again and again, between `start` and `stop`."""
+    """A thread of the driver that asks Ray again and again while the body runs, and no longer: Ray ends a process that
+    leaves in the middle of a question."""
 
     def __init__(self) -> None:
         self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="object stores", daemon=True)
         self._most_gib: float | None = None
         self._last_gib: float | None = None
 
-    def start(self) -> None:
-        """Begin to ask the Ray that this process is connected to."""
-        address = ray.get_runtime_context().gcs_address
-        threading.Thread(target=self._watch, args=(address,), name="object stores", daemon=True).start()
+    def __enter__(self) -> StoreWatch:
+        self._thread.start()
+        return self
 
-    def stop(self) -> None:
-        """Ask no more."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._over.set()
+        self._thread.join(ANSWER_S)
 
     def take(self) -> float | None:
         """Return the most that was in use since the last call, in GiB over all nodes and by any job; after a call that
@@ -34,11 +40,9 @@ class StoreWatch:
         most, self._most_gib = self._most_gib, None
         return self._last_gib if most is None else most
 
-    def _watch(self, address: str) -> None:
+    def _watch(self) -> None:
         while not self._over.is_set():
             try:
-                if not ray.is_initialized() or ray.get_runtime_context().gcs_address != address:
-                    return  # the run has left this Ray without a word, and may be at another
                 used = ray.cluster_resources().get(NAME, 0.0) - ray.available_resources().get(NAME, 0.0)
             except RayError:  # the run learns of a lost cluster by its own calls
                 return

@@ -40,6 +40,7 @@ from rlctl_train.recovery import Restarts, losses_told
 from rlctl_train.registry import FLOWS, load
 from rlctl_train.saving import Saver
 from rlctl_train.status import SETUP, Status
+from rlctl_train.store_watch import StoreWatch
 from rlctl_train.telemetry.metrics import MetricsWriter, Phase
 from rlctl_train.watchdog import Watchdog
 from rlctl_train.workers import WorkerSpec
@@ -88,6 +89,7 @@ class Context:
     status: Status
     stop: StopFlag
     watchdog: Watchdog
+    stores: StoreWatch
     writer: MetricsWriter
     restarts: Restarts
     uploads: Uploads | None = None
@@ -100,6 +102,7 @@ class Stage:
     def __init__(self, context: Context, *, phase: Phase = "train", metric_offset: int = 0) -> None:
         self._files, self._config, self._materials = context.files, context.config, context.materials
         self._status, self._stop, self._writer = context.status, context.stop, context.writer
+        self._stores = context.stores
         self._watchdog = context.watchdog
         self._phase: Phase = phase
         self._offset = metric_offset
@@ -209,6 +212,8 @@ class Stage:
             "health/restarts": float(self._restarts.spent),
             **self._saver.take_metrics(),
         }
+        if (store_gib := self._stores.take()) is not None:
+            metrics["perf/object_store_gib"] = store_gib
         if self._uploads is not None:
             metrics["health/remote_save_failures"] = float(self._uploads.failures)
         self._writer.log(self._run.step + self._offset, self._phase, metrics)

@@ -32,6 +32,8 @@ class Watchdog:
         """`files` are those of the whole run, whichever stage of it goes on."""
         self._files, self._status, self._config = files, status, config
         self._crew: Crew | None = None
+        self._looking = threading.Lock()
+        """Held while workers are asked: nobody leaves Ray meanwhile, which would end the process."""
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -52,16 +54,20 @@ class Watchdog:
         try:
             yield
         finally:
-            self._crew = None
+            with self._looking:
+                self._crew = None
 
     def _watch(self) -> None:
         while not self._over.wait(LOOK_EVERY_S):
-            crew = self._crew
-            if self._files.stacks_wanted.exists():
-                self._answer(crew)
-            still_s = time.monotonic() - self._status.last_progress
-            if crew is not None and still_s >= self._limit_s:
-                self._act(crew, still_s)
+            with self._looking:
+                self._look()
+
+    def _look(self) -> None:
+        if self._files.stacks_wanted.exists():
+            self._answer(self._crew)
+        still_s = time.monotonic() - self._status.last_progress
+        if self._crew is not None and still_s >= self._limit_s:
+            self._act(self._crew, still_s)
 
     @property
     def _limit_s(self) -> float:
@@ -84,7 +90,7 @@ class Watchdog:
         except RayError:
             busy = []
         stacks = _stacks(crew)
-        if self._crew is not crew or self._status.last_progress > since:
+        if self._status.last_progress > since:
             return  # it has moved meanwhile
         what = f"{what}; busy: {', '.join(busy) or 'none but the driver'}"
         path = self._write(what, stacks)
