@@ -94,7 +94,8 @@ def test_two_ranks_compute_what_one_does(results: list[dict[str, Any]], folder: 
     loss = alone.forward_backward(make_batch(), policy_objective)["loss"]
     for result, rows in zip(results, SHARES, strict=True):
         logp, own_loss, grads, streamed, without = result[case]
-        assert own_loss == pytest.approx(loss, rel=1e-5)
+        # Its terms are of order one and cancel: what rounding leaves is a few times the float32 step at one.
+        assert own_loss == pytest.approx(loss, rel=1e-5, abs=1e-6)
         torch.testing.assert_close(logp, alone.logprobs(make_batch(), 1.0)[0][rows], **CLOSE)
         torch.testing.assert_close(grads, gradients(alone), **CLOSE)
         torch.testing.assert_close(streamed, weights(alone), **CLOSE)
