@@ -174,8 +174,13 @@ def test_the_parts_of_a_place_are_those_at_work_and_what_the_others_keep() -> No
 
 def test_an_error_that_memory_ran_out_tells_what_was_held_also_after_travelling() -> None:
     watch = MemoryWatch("cpu", lambda: {"weights": 2**30, "gradients": 0})
-    with pytest.raises(RuntimeError, match="allocate memory") as told, watch.phase("actor_update"):
+    with (
+        pytest.raises(RuntimeError, match="allocate memory") as told,
+        watch.phase("actor_update"),
+        watch.phase("optimizer_step"),
+    ):
         torch.empty(2**50)
+    assert len(told.value.__notes__) == 1
     arrived = pickle.loads(pickle.dumps(told.value))
     said = account(arrived)
     assert said is not None and said.startswith("weights 1.00 GiB, overhead 0.") and "gradients" not in said

@@ -19,7 +19,7 @@ import torch
 
 from rlctl_train import device
 from rlctl_train.device_load import Load
-from rlctl_train.out_of_memory import HELD, ran_out
+from rlctl_train.out_of_memory import HELD, account, ran_out
 from rlctl_train.profiling.ranges import mark
 
 GIB = 2**30
@@ -79,7 +79,7 @@ class MemoryWatch:
             with timing, mark(name):
                 yield
         except Exception as error:
-            if ran_out(error):
+            if ran_out(error) and account(error) is None:  # the innermost phase has told it
                 error.add_note(self._account())
             raise
         finally:
@@ -176,24 +176,16 @@ def by_phase(usages: list[Usage]) -> dict[str, float]:
     There it is the peaks of those at work, what the others hold meanwhile, and what no allocator accounts for
     (contexts, communication buffers).
     """
-    places: dict[str, list[Usage]] = {}
-    for usage in usages:
-        places.setdefault(usage.place, []).append(usage)
-    phases = dict.fromkeys(name for usage in usages for name in usage.peaks_gib)
-    return {name: max(_phase_gib(name, group) for group in places.values()) for name in phases}
+    return {name: _phase_gib(name, group) for name, group in _fullest(usages).items()}
 
 
-def parts_by_phase(usages: Iterable[Usage], beside_gib: float) -> dict[str, dict[str, float]]:
+def parts_by_phase(usages: list[Usage], beside_gib: float) -> dict[str, dict[str, float]]:
     """Return the GiB of each part of the fullest place in each phase; `beside_gib` is what others take there.
 
     `REST` is what no part accounts for: activations, logits, caches, buffers, fragments.
     """
-    places: dict[str, list[Usage]] = {}
-    for usage in usages:
-        places.setdefault(usage.place, []).append(usage)
     found = {}
-    for name in dict.fromkeys(name for group in places.values() for usage in group for name in usage.peaks_gib):
-        group = max(places.values(), key=lambda group: _phase_gib(name, group))
+    for name, group in _fullest(usages).items():
         parts = {"overhead": beside_gib + _unaccounted(group)}
         for usage in group:
             for part, gib in (usage.parts_gib.get(name) or usage.parts_gib.get(REST, {})).items():
@@ -201,6 +193,15 @@ def parts_by_phase(usages: Iterable[Usage], beside_gib: float) -> dict[str, dict
         parts[REST] = max(0.0, _phase_gib(name, group) + beside_gib - sum(parts.values()))
         found[name] = parts
     return found
+
+
+def _fullest(usages: list[Usage]) -> dict[str, list[Usage]]:
+    """Return those at the fullest place in each phase."""
+    places: dict[str, list[Usage]] = {}
+    for usage in usages:
+        places.setdefault(usage.place, []).append(usage)
+    phases = dict.fromkeys(name for usage in usages for name in usage.peaks_gib)
+    return {name: max(places.values(), key=lambda group: _phase_gib(name, group)) for name in phases}
 
 
 def _phase_gib(name: str, group: list[Usage]) -> float:
