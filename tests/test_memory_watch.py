@@ -193,13 +193,14 @@ def test_a_load_is_sampled_while_the_body_runs_and_at_its_end(monkeypatch: pytes
     answers = iter([0.5, 1.0, None])
     monkeypatch.setattr("rlctl_train.device.utilization", lambda kind: next(answers))
     monkeypatch.setattr("rlctl_train.device_load.EVERY_S", 3600.0)
-    with Load("cuda") as load:
+    load, unknown, host = Load("cuda"), Load("cuda"), Load("cpu")
+    with load.sampled():
         pass
     assert load.mean() == 0.5
-    with load:
+    with load.sampled():
         pass
     assert load.mean() == 0.75 and [share for _, share in load.samples] == [0.5, 1.0]
-    with Load("cuda") as unknown, Load("cpu") as host:
+    with unknown.sampled(), host.sampled():
         pass
     assert unknown.mean() is None and host.mean() is None
 

@@ -43,7 +43,8 @@ def asked(root: Path) -> str:
 
 
 def test_who_asks_is_told_where_the_driver_and_every_worker_are(tmp_path: Path) -> None:
-    with watching(tmp_path) as dog, dog.over(crew_of(lambda: {"actor worker 0": "running\nin forward"})):
+    dog = watching(tmp_path)
+    with dog.looking(), dog.over(crew_of(lambda: {"actor worker 0": "running\nin forward"})):
         told = asked(tmp_path)
     assert told.startswith("asked for in step 0, phase ")
     assert "== driver (process" in told and "in asked" in told
@@ -54,11 +55,12 @@ def test_a_ray_that_does_not_answer_is_part_of_the_answer(tmp_path: Path) -> Non
     def fails() -> dict[str, str]:
         raise RayError("gone")
 
-    with watching(tmp_path) as dog, dog.over(crew_of(fails)):
+    dog = watching(tmp_path)
+    with dog.looking(), dog.over(crew_of(fails)):
         assert "== workers: Ray does not answer: gone" in asked(tmp_path)
 
 
 def test_a_driver_without_workers_says_where_it_is_itself_and_has_no_limit(tmp_path: Path) -> None:
-    with watching(tmp_path, stall_after_s=0.001):
+    with watching(tmp_path, stall_after_s=0.001).looking():
         told = asked(tmp_path)  # with workers, the driver would have ended for standing still
     assert "in asked" in told and told.count("\n== ") == 1

@@ -40,11 +40,8 @@ from rlctl_train.watchdog import Watchdog
 def drive(files: RunFiles, config: RunConfig, status: Status, stop: StopFlag) -> None:
     """Run everything that is left to do in a run folder, of which it is the only writer."""
     files.logs.mkdir(exist_ok=True)
-    with (
-        sole_writer(files.checkpoints, files.root.name),
-        Watchdog(files, status, config) as watchdog,
-        _uploads(files, config) as uploads,
-    ):
+    watchdog = Watchdog(files, status, config)
+    with sole_writer(files.checkpoints, files.root.name), watchdog.looking(), _uploads(files, config) as uploads:
         _through_losses(files, config, status, stop, watchdog, uploads)
 
 
@@ -112,7 +109,8 @@ def _context(
         address = connect(config.ray, needed=needed, object_store_gib=plan.object_store_gib, wait_s=wait_s)
         status.update(address=address)
         stop.listen()
-        with StoreWatch() as stores:
+        stores = StoreWatch()
+        with stores.asking():
             yield Context(files, config, plan, materials, status, stop, watchdog, stores, writer, restarts)
     finally:
         writer.close()

@@ -108,7 +108,7 @@ class MemoryWatch:
         """Count the time of an outermost phase, and how much of it the device computed."""
         wall, processor, load = time.perf_counter(), time.process_time(), Load(self.kind)
         try:
-            with load:
+            with load.sampled():
                 yield
         finally:
             seconds = time.perf_counter() - wall

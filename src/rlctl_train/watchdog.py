@@ -9,12 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import TracebackType
 
 from ray.exceptions import RayError
 
+from rlctl_train.beside import repeated
 from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import FAILED
 from rlctl_train.config.layout import RunFiles
@@ -25,26 +25,18 @@ LOOK_EVERY_S = 1.0
 
 
 class Watchdog:
-    """A thread of the driver, for all its life: looks for requests, and at the time of the last progress where there is
-    a limit and workers are to make any."""
+    """Looks for requests, and at the time of the last progress where there is a limit and workers are to make any."""
 
     def __init__(self, files: RunFiles, status: Status, config: RunConfig) -> None:
         """`files` are those of the whole run, whichever stage of it goes on."""
         self._files, self._status, self._config = files, status, config
         self._crew: Crew | None = None
-        self._looking = threading.Lock()
+        self._asking = threading.Lock()
         """Held while workers are asked: nobody leaves Ray meanwhile, which would end the process."""
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def __enter__(self) -> Watchdog:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
+    def looking(self) -> AbstractContextManager[None]:
+        """Look every second while the body runs."""
+        return repeated("watchdog", self._look, LOOK_EVERY_S)
 
     @contextmanager
     def over(self, crew: Crew) -> Iterator[None]:
@@ -54,20 +46,16 @@ class Watchdog:
         try:
             yield
         finally:
-            with self._looking:
+            with self._asking:
                 self._crew = None
 
-    def _watch(self) -> None:
-        while not self._over.wait(LOOK_EVERY_S):
-            with self._looking:
-                self._look()
-
     def _look(self) -> None:
-        if self._files.stacks_wanted.exists():
-            self._answer(self._crew)
-        still_s = time.monotonic() - self._status.last_progress
-        if self._crew is not None and still_s >= self._limit_s:
-            self._act(self._crew, still_s)
+        with self._asking:
+            if self._files.stacks_wanted.exists():
+                self._answer(self._crew)
+            still_s = time.monotonic() - self._status.last_progress
+            if self._crew is not None and still_s >= self._limit_s:
+                self._act(self._crew, still_s)
 
     @property
     def _limit_s(self) -> float:

@@ -74,7 +74,7 @@ class Recorder:
     def _ranges(self, target: Path) -> Iterator[None]:
         who = self._who
         timeline, load = Timeline(lambda: held_bytes(who.kind)), Load(who.kind)
-        with listening(timeline), load:
+        with listening(timeline), load.sampled():
             yield
         facts = {"role": who.role, "rank": who.rank, "host": socket.gethostname(), "pid": os.getpid()}
         facts |= {"device": who.kind, "slot": who.slot, "threads": torch.get_num_threads(), "load": load.samples}
