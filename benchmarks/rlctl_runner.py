@@ -76,7 +76,7 @@ def main() -> None:
         for _ in range(steps):
             run.step += 1
             step(run, rows)
-            metrics = run.take_metrics()
+            metrics = run.take_metrics() | fleet.memory()
             turn.generation_s += metrics["timing_s/gen"]
             turn.update_s += sum(metrics.get(f"timing_s/{name}", 0.0) for name in UPDATE)
             turn.response_tokens += int(metrics["perf/response_tokens"])

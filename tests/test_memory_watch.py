@@ -14,7 +14,7 @@ import torch
 
 from rlctl_train import device
 from rlctl_train.device_load import Load
-from rlctl_train.memory_watch import REST, MemoryWatch, Usage, by_phase, others_gib, parts_by_phase
+from rlctl_train.memory_watch import REST, MemoryWatch, Usage, by_phase, others_gib, parts_by_phase, together
 from rlctl_train.out_of_memory import account
 
 MIB = 2**20
@@ -216,3 +216,21 @@ def test_amds_driver_tells_its_load_in_sysfs(tmp_path: Path, monkeypatch: pytest
     assert device.utilization("cuda") == 0.37
     (folder / "gpu_busy_percent").unlink()
     assert device.utilization("cuda") is None
+
+
+def test_reports_of_one_process_come_to_the_larger_peaks_and_parts_the_time_of_all_and_what_is_held_at_the_end() -> (
+    None
+):
+    first = Usage(
+        "a", {"update": 4.0, "generation": 1.0}, 1.0, allocated_gib=5.0, used_gib=7.0, busy_s=1.0, device_s=0.5,
+        parts_gib={"update": {"gradients": 2.0, "weights": 1.0}, REST: {"weights": 1.0}},
+    )  # fmt: skip
+    second = Usage(
+        "a", {"update": 3.0, "weight_sync": 2.0}, 2.0, allocated_gib=3.0, used_gib=6.0, busy_s=2.0, device_s=None,
+        parts_gib={"update": {"gradients": 1.0, "weights": 1.5}, REST: {"weights": 0.0}},
+    )  # fmt: skip
+    assert together([first, second]) == Usage(
+        "a", {"update": 4.0, "generation": 1.0, "weight_sync": 2.0}, 2.0, allocated_gib=5.0, used_gib=6.0, busy_s=3.0,
+        device_s=0.5, parts_gib={"update": {"gradients": 2.0, "weights": 1.5}, REST: {"weights": 0.0}},
+    )  # fmt: skip
+    assert together([first]) == first

@@ -295,7 +295,8 @@ class Controller:
         assert isinstance(algo, SpinConfig)
         if algo.refresh_every_steps and self.step % algo.refresh_every_steps == 0:
             with self._phase("sync", "refresh_reference"):
-                hand_over(self._crew.engines["actor"], self._crew.engines["reference"], "float32", self._fleet.version)
+                actors, references = self._crew.engines["actor"], self._crew.engines["reference"]
+                hand_over(actors, references, "float32", self._fleet.version, self._crew.ask)
 
     # Between steps
 
@@ -428,5 +429,6 @@ class Controller:
         start = time.perf_counter()
         with mark(timing):
             self._status.update(phase=phase)
+            self._crew.has_worked = True
             yield
         self._add(f"timing_s/{timing}", time.perf_counter() - start)

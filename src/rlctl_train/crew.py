@@ -27,7 +27,7 @@ from rlctl_train.cluster import collect
 from rlctl_train.config.errors import FAILED, UserError
 from rlctl_train.config.layout import write_json
 from rlctl_train.config.profile import ProfileConfig
-from rlctl_train.memory_watch import Usage, by_phase, others_gib, parts_by_phase
+from rlctl_train.memory_watch import Usage, by_phase, others_gib, parts_by_phase, together
 from rlctl_train.placement import SCORE_CPUS, Layout, actor_options, reserve, settle
 from rlctl_train.profiling.recorder import Who
 from rlctl_train.profiling.tools import Profiling
@@ -84,8 +84,12 @@ class Crew:
         self._beside_gib: float | None = None
         self._asked_at = time.perf_counter()
         """When the workers were last asked what their phases took."""
+        self._asked: list[list[ray.ObjectRef]] = []
+        """What they were asked since."""
         self._usages: list[Usage] = []
         """What they answered."""
+        self.has_worked = True
+        """Whether the workers were given work since they were last asked."""
 
     # Making
 
@@ -123,6 +127,7 @@ class Crew:
         for rank in ranks:
             ray.kill(self.rollouts[rank])
             self.rollouts[rank] = self._make("rollout", rank)
+        self._asked, self.has_worked = [], True  # the dead will not answer
         where = [self._where[f"{ROLLOUT} {rank}"] for rank in ranks]
         if ray.wait(where, num_returns=len(where), timeout=limit_s)[1]:
             raise WorkersLost(f"{ROLLOUT} {ranks[0]} found no place within ray.start_timeout_s={limit_s:g} s")
@@ -143,14 +148,24 @@ class Crew:
 
     # Looking after
 
+    def ask(self) -> None:
+        """Ask every worker what its phases took, once it has done what it was given. `memory` reads the answers.
+
+        Asked before the last wait of a step, they are there when it is over.
+        """
+        self._asked.append([actor.memory.remote() for actors in self._everyone.values() for actor in actors])
+        self.has_worked = False
+
     def memory(self) -> dict[str, float]:
         """Return what the workers' phases took since the last call: memory of the fullest device (on CPU: the host) in
         GiB, and the share of the time that each role was at work, mean over its ranks."""
-        everyone = {**self.engines, "rollout": self.rollouts}
-        roles = [role for role, actors in everyone.items() for _ in actors]
+        if self.has_worked:
+            self.ask()
+        asked, self._asked = self._asked, []
         # One call: all have ended their work, so none waits for a dead one.
-        usages: list[Usage] = ray.get([actor.memory.remote() for actors in everyone.values() for actor in actors])
-        self._usages = usages
+        told: list[Usage] = ray.get([ref for refs in asked for ref in refs])
+        roles = [role for role, actors in self._everyone.items() for _ in actors]
+        usages = self._usages = [together(told[rank :: len(roles)]) for rank in range(len(roles))]
         metrics = {f"memory_gib/{name}": gib + self._beside() for name, gib in by_phase(usages).items()}
         allocated = [usage.allocated_gib for usage in usages if usage.allocated_gib is not None]
         passed_s, self._asked_at = time.perf_counter() - self._asked_at, time.perf_counter()
@@ -171,7 +186,7 @@ class Crew:
         """Have every worker record what it does from here on, into files of a folder that all nodes see."""
         asked = [
             actor.start_recording.remote(config, Who(role, rank, self._spec.device, slot.bundle), folder)
-            for role, actors in {**self.engines, "rollout": self.rollouts}.items()
+            for role, actors in self._everyone.items()
             for rank, (actor, slot) in enumerate(zip(actors, self._layout.slots.get(role, ()), strict=True))
         ]
         if self.scorer is not None:
@@ -229,6 +244,11 @@ class Crew:
         return {name: _text(ref) for name, ref in asked.items()}
 
     # Helpers
+
+    @property
+    def _everyone(self) -> dict[str, list[Any]]:
+        """The ranks of every role that holds a model."""
+        return {**self.engines, "rollout": self.rollouts}
 
     def _make(self, role: str, rank: int) -> Any:
         slots, size = self._layout.slots[role], self._layout.engine_size

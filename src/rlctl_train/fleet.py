@@ -78,7 +78,7 @@ class Fleet:
 
     def _hand_over(self, receivers: list[Any], version: int) -> None:
         self._each("wake", receivers)
-        hand_over(self._crew.engines["actor"], receivers, self._spec.plan.rollout_dtype, version)
+        hand_over(self._crew.engines["actor"], receivers, self._spec.plan.rollout_dtype, version, self._crew.ask)
 
     def _surviving(self, work: Callable[[], T], forget: Callable[[int], object] = lambda engine: None) -> T:
         """Return what `work` does; where engines die of it, make them anew, forget their part, and work again."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -170,6 +170,23 @@ def _opened(path: Path, flags: int, pid: int) -> int | None:
         return None
 
 
+def together(usages: Sequence[Usage]) -> Usage:
+    """Return what several reports of one process, in their order, come to."""
+    last, parts = usages[-1], [usage.parts_gib for usage in usages]
+    allocated = [usage.allocated_gib for usage in usages if usage.allocated_gib is not None]
+    computed = [usage.device_s for usage in usages if usage.device_s is not None]
+    phases = dict.fromkeys(name for one in parts for name in one)
+    return replace(
+        last,
+        peaks_gib=_largest([usage.peaks_gib for usage in usages]),
+        allocated_gib=max(allocated, default=None),
+        busy_s=sum(usage.busy_s for usage in usages),
+        device_s=sum(computed) if computed else None,
+        parts_gib={name: _largest([one.get(name, {}) for one in parts]) for name in phases}
+        | {REST: parts[-1].get(REST, {})},
+    )
+
+
 def by_phase(usages: list[Usage]) -> dict[str, float]:
     """Return the GiB of the fullest place in each phase.
 
@@ -193,6 +210,13 @@ def parts_by_phase(usages: list[Usage], beside_gib: float) -> dict[str, dict[str
         parts[REST] = max(0.0, _phase_gib(name, group) + beside_gib - sum(parts.values()))
         found[name] = parts
     return found
+
+
+def _largest(amounts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the largest of each name."""
+    return {
+        name: max(one.get(name, 0.0) for one in amounts) for name in dict.fromkeys(n for one in amounts for n in one)
+    }
 
 
 def _fullest(usages: list[Usage]) -> dict[str, list[Usage]]:

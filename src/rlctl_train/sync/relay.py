@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -11,15 +11,20 @@ from rlctl_train.cluster import collect
 from rlctl_train.sync.transfer import compare
 
 
-def hand_over(senders: list[Any], receivers: list[Any], dtype: str, version: int) -> None:
-    """Stream the weights that the senders hold together to every receiver, in a dtype, and compare checksums."""
+def hand_over(senders: list[Any], receivers: list[Any], dtype: str, version: int, then: Callable[[], object]) -> None:
+    """Stream the weights that the senders hold together to every receiver, in a dtype, and compare checksums.
+
+    `then` is called when the workers have been given all of it and only their answers are still to come.
+    """
     collect([actor.start_update.remote() for actor in receivers])
     sender, *others = senders
     drained = [actor.drain_weights.remote(dtype) for actor in others]
     stream = sender.stream_weights.options(num_returns="streaming", _generator_backpressure_num_objects=4).remote(dtype)
     *buckets, last = _relay(stream, receivers)
     collect([*drained, *buckets])
-    received = collect([actor.finish_update.remote(version) for actor in receivers])
+    finished = [actor.finish_update.remote(version) for actor in receivers]
+    then()
+    received = collect(finished)
     expected: Any = ray.get(last)
     for held in received:
         compare(expected, held, version)
