@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from pathlib import Path
 
 import pytest
 
-from rlctl_train.importing import uncollected
+from rlctl_train.importing import keep_for_good, uncollected
 from rlctl_train.registry import load
 
 
@@ -32,3 +33,22 @@ def test_a_collector_that_rested_before_rests_after() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_what_is_kept_for_good_is_no_longer_gone_through_and_what_comes_later_is_still_collected() -> None:
+    class Node:
+        """Refers to itself."""
+
+        def __init__(self) -> None:
+            self.me = self
+
+    before = Node()
+    keep_for_good()
+    try:
+        later = weakref.ref(Node())
+        assert len(gc.get_objects()) < gc.get_freeze_count()
+        assert not any(one is before for one in gc.get_objects())
+        gc.collect()
+        assert later() is None
+    finally:
+        gc.unfreeze()

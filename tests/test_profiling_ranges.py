@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlctl_train.config.profile import ProfileConfig
+from rlctl_train.profiling.garbage import GARBAGE, collections_marked
 from rlctl_train.profiling.layers import layer_ranges
 from rlctl_train.profiling.ranges import listening, mark, marked
 from rlctl_train.profiling.recorder import Recordable, Who
@@ -112,3 +114,13 @@ def test_a_worker_records_its_ranges_and_one_that_came_later_has_nothing_to_writ
     facts, (only,) = read_ranges(tmp_path / "step" / "actor-1.ranges.json")
     assert (facts["role"], facts["rank"], facts["slot"], only.name) == ("actor", 1, 3, "actor_update")
     assert only.bytes_before > 0 and list(tmp_path.rglob("*.json")) == [tmp_path / "step" / "actor-1.ranges.json"]
+
+
+def test_full_collections_are_ranges_while_they_are_marked_and_small_ones_are_not() -> None:
+    timeline = Timeline(lambda: 0)
+    with listening(timeline), collections_marked(), mark("work"):
+        gc.collect(0)
+        gc.collect()
+    with listening(timeline):
+        gc.collect()
+    assert [(one.name, one.depth) for one in timeline.ranges] == [(GARBAGE, 1), ("work", 0)]

@@ -116,6 +116,39 @@ def test_advice_names_the_largest_phase_the_longest_response_and_the_uneven_rank
     assert "times the mean" not in even[0] and not any("planner" in one for one in even)
 
 
+def test_advice_tells_a_rank_that_begins_late_from_one_that_works_long(tmp_path: Path) -> None:
+    folder = a_step(tmp_path, actors=(990.0,))
+    write(folder, "actor", 1, ranges(("actor_update", 860, 990, 0)))
+    said = advise(the_step(tmp_path), {}, {}, Seen())
+    assert (
+        "in the policy's update actor 1 begins 0.24 s after the other actor ranks, which wait for it: 24% of the step"
+        in said
+    )
+    assert not any("busiest" in one for one in said)
+    write(folder, "rollout", 1, ranges(("generation", 300, 400, 0)))
+    assert any("the busiest rollout rank" in one for one in advise(the_step(tmp_path), {}, {}, Seen()))
+
+
+def test_advice_says_whom_the_garbage_collector_stops(tmp_path: Path) -> None:
+    folder = a_step(tmp_path)
+    write(folder, "actor", 0, ranges(("garbage collection", 620, 860, 0), ("actor_update", 860, 990, 0)))
+    said = advise(the_step(tmp_path), {}, {}, Seen())
+    assert "Python's garbage collector stops actor 0 for 0.24 s, 24% of the step" in said
+
+
+def test_advice_counts_as_communication_what_every_rank_spends_and_the_rest_as_waiting(tmp_path: Path) -> None:
+    a_step(tmp_path, actors=(990.0, 990.0))
+    shares = {
+        "actor 0": {"update_actor": {"compute": 0.1, "communication": 0.2, "copy": 0.0}},
+        "actor 1": {"update_actor": {"compute": 0.2, "communication": 0.1, "copy": 0.1}},
+    }
+    said = advise(the_step(tmp_path), {}, {}, Seen(kinds=shares))
+    assert any("25% of the time of every actor rank in the policy's update is communication" in one for one in said)
+    assert any(
+        "in the policy's update actor 0 waits 0.1 s longer than actor 1 for the other ranks" in one for one in said
+    )
+
+
 def test_advice_has_the_tail_the_slow_phase_and_the_memory_that_nobody_expected(tmp_path: Path) -> None:
     a_step(tmp_path)
     metrics = {"perf/tail_share": 0.38, "response_length/max": 500.0, "response_length/mean": 100.0}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import sys
@@ -26,6 +27,7 @@ from rlctl_train.config.layout import RunFiles, write_json
 from rlctl_train.config.trainer import WarmStartConfig
 from rlctl_train.crew import WorkersLost
 from rlctl_train.evaluate import evaluate_folder
+from rlctl_train.importing import keep_for_good
 from rlctl_train.placement import lay_out
 from rlctl_train.prepare import Materials, prepare
 from rlctl_train.recovery import Restarts
@@ -52,6 +54,8 @@ def _through_losses(
     start = time.time()
     plan = plan_of(files)
     materials = prepare(files, config)
+    gc.collect()  # the model that was made
+    keep_for_good()
     restarts = Restarts(config.launch.max_restarts, status)
     while True:
         try:

@@ -17,6 +17,7 @@ from rlctl_train.batch import Batch, gather
 from rlctl_train.config import RunConfig
 from rlctl_train.config.algo import DapoConfig, GdpoConfig, PpoConfig, SftConfig
 from rlctl_train.config.errors import UserError
+from rlctl_train.importing import keep_for_good
 from rlctl_train.profiling.ranges import mark, marked
 from rlctl_train.profiling.recorder import Recordable
 from rlctl_train.registry import ALGOS, load
@@ -46,6 +47,7 @@ class ScoreWorker(Traceable, Recordable):
         self._kl = None if penalty is None else KlController(penalty)
         longest = config.rollout.max_response_tokens
         self._overlong = overlong_penalty(algo, longest) if isinstance(algo, DapoConfig) else None
+        keep_for_good()
 
     @marked("score")
     def score(

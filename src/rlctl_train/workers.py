@@ -35,6 +35,7 @@ from rlctl_train.config.optim import OptimConfig
 from rlctl_train.config.policy import ActorCritic, PolicyGradient, Role
 from rlctl_train.config.prime import PrimeConfig
 from rlctl_train.device import COLLECTIVES, at_out_of_memory
+from rlctl_train.importing import keep_for_good
 from rlctl_train.memory_watch import MemoryWatch, Usage
 from rlctl_train.prepare import Teacher
 from rlctl_train.profiling.allocations import SNAPSHOT
@@ -111,7 +112,9 @@ class EngineWorker(Traceable, Recordable):
         spec, config = self._spec, self._spec.config
         # Adapters are the student's.
         teacher = spec.teacher if self._role == "teacher" else None
-        self._engine = load(ENGINES, config.engine.type)(
+        make = load(ENGINES, config.engine.type)
+        keep_for_good()
+        self._engine = make(
             model_path=teacher.path if teacher else spec.model_path,
             role=ENGINE_ROLES.get(self._role, self._role),
             config=config.engine,
@@ -349,7 +352,9 @@ class RolloutWorker(Traceable, Recordable):
         """Build the engine, together with the other ranks where there are any."""
         spec, config = self._spec, self._spec.config
         peers = None if store_address is None else Peers(self._rank, self._world, *store_address)
-        self._engine = load(ROLLOUTS, config.rollout.type)(
+        make = load(ROLLOUTS, config.rollout.type)
+        keep_for_good()
+        self._engine = make(
             spec.model_path,
             config.rollout,
             dtype=spec.plan.rollout_dtype,

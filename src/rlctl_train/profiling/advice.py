@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
 
-from rlctl_train.profiling.steps import StepProfile
+from rlctl_train.profiling.garbage import GARBAGE
+from rlctl_train.profiling.spans import clipped
+from rlctl_train.profiling.steps import Phase, StepProfile
 from rlctl_train.profiling.waiting import CALLS
 
 MENTIONED = 0.05
@@ -22,6 +24,9 @@ LITTLE = 0.25
 """Model-FLOPs utilisation below which something is said; well-tuned trainers publish 0.3 to 0.4."""
 FULLER = 1.2
 """Measured against predicted memory."""
+COMMUNICATING = 0.2
+"""Share of a rank's time in a phase."""
+ROLLOUT = "rollout"
 LONG = 2.0
 """The longest response against the mean."""
 FAR = 2.0
@@ -55,7 +60,7 @@ def advise(step: StepProfile, metrics: Mapping[str, float], predicted_s: Mapping
     """Return what stands out. `metrics` are those of the step; `predicted_s` the planner's seconds by phase."""
     found = [*_largest(step, metrics), *_hanging(step, seen), *_uneven(step), *_standing(step, seen), *_idle(step)]
     found += [*_between(step), *_unlike_the_plan(step, predicted_s), *_slow(step, metrics), *_fuller(seen)]
-    found += _communicating(step, seen)
+    found += [*_communicating(step, seen), *_collecting(step)]
     return [sentence for _, sentence in sorted(found, key=lambda one: -one[0])]
 
 
@@ -95,8 +100,11 @@ def _uneven(step: StepProfile) -> list[Weighted]:
             busy = [phase.busy_s.get(worker.name, 0.0) for worker in step.workers if worker.role == role]
             if len(busy) < 2 or not any(busy):
                 continue
+            late = _latest(step, phase, role)
             lost = (max(busy) - mean(busy)) / step.seconds
-            if max(busy) > UNEVEN * mean(busy) and lost > MENTIONED / 2:
+            if late is not None:  # the others' time is waiting for it
+                found.append(late)
+            elif max(busy) > UNEVEN * mean(busy) and lost > MENTIONED / 2:
                 found.append(
                     (
                         lost,
@@ -104,6 +112,41 @@ def _uneven(step: StepProfile) -> list[Weighted]:
                         f"{mean(busy):.3g} s: the others wait {lost:.0%} of the step",
                     )
                 )
+    return found
+
+
+def _latest(step: StepProfile, phase: Phase, role: str) -> Weighted | None:
+    """Name the rank that begins a phase later than the others of its role, where that costs something."""
+    if role == ROLLOUT:  # engines do not wait for each other
+        return None
+    begins = {
+        worker.name: spans[0][0]
+        for worker in step.workers
+        if worker.role == role and (spans := clipped(worker.busy(step.span), phase.spans[0]))
+    }
+    if len(begins) < 2:
+        return None
+    *_, before, last = sorted(begins, key=lambda name: begins[name])
+    late_s = (begins[last] - begins[before]) / 1e9
+    if late_s < MENTIONED / 2 * step.seconds:
+        return None
+    sentence = (
+        f"in {word(phase.name)} {last} begins {late_s:.3g} s after the other {role} ranks, which wait for it: "
+        f"{late_s / step.seconds:.0%} of the step"
+    )
+    return late_s / step.seconds, sentence
+
+
+def _collecting(step: StepProfile) -> list[Weighted]:
+    """Say whom Python's garbage collector holds up."""
+    found = []
+    for worker in (step.driver, *step.workers):
+        seconds = sum(one.seconds for one in worker.ranges if one.name == GARBAGE)
+        if seconds > MENTIONED * step.seconds:
+            share = seconds / step.seconds
+            found.append(
+                (share, f"Python's garbage collector stops {worker.name} for {seconds:.3g} s, {share:.0%} of the step")
+            )
     return found
 
 
@@ -201,18 +244,24 @@ def _fuller(seen: Seen) -> list[Weighted]:
 
 
 def _communicating(step: StepProfile, seen: Seen) -> list[Weighted]:
+    """Say where ranks communicate much, and where one waits in that for another: whoever comes last waits least."""
+    by_phase: dict[tuple[str, str], dict[str, Mapping[str, float]]] = {}
+    for worker, phases in seen.kinds.items():
+        for phase, seconds in phases.items():
+            by_phase.setdefault((worker.rpartition(" ")[0], phase), {})[worker] = seconds
     found = []
-    for worker, by_phase in seen.kinds.items():
-        for phase, seconds in by_phase.items():
-            share = seconds["communication"] / total if (total := sum(seconds.values())) else 0.0
-            if share > 0.2 and total > MENTIONED * step.seconds:
-                found.append(
-                    (
-                        share * total / step.seconds,
-                        f"{share:.0%} of the time of {worker} in {word(phase)} is communication: fewer ranks, larger "
-                        "micro-batches or a faster link",
-                    )
-                )
+    for (role, phase), ranks in by_phase.items():
+        least, most = (pick(ranks, key=lambda rank: ranks[rank]["communication"]) for pick in (min, max))
+        total, spent = sum(ranks[least].values()), ranks[least]["communication"]
+        waits_s = ranks[most]["communication"] - spent
+        if total > MENTIONED * step.seconds and spent > COMMUNICATING * total:
+            who = least if len(ranks) == 1 else f"every {role} rank"
+            remedy = "fewer ranks, larger micro-batches or a faster link"
+            sentence = f"{spent / total:.0%} of the time of {who} in {word(phase)} is communication: {remedy}"
+            found.append((spent / step.seconds, sentence))
+        if waits_s > MENTIONED / 2 * step.seconds:
+            sentence = f"in {word(phase)} {most} waits {waits_s:.3g} s longer than {least} for the other ranks"
+            found.append((waits_s / step.seconds, f"{sentence}, which come later or have more to do"))
     return found
 
 

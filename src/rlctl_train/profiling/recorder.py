@@ -19,6 +19,7 @@ from rlctl_train.config.profile import ProfileConfig
 from rlctl_train.device_load import Load
 from rlctl_train.memory_watch import held_bytes
 from rlctl_train.profiling.allocations import SNAPSHOT
+from rlctl_train.profiling.garbage import collections_marked
 from rlctl_train.profiling.ranges import listening
 from rlctl_train.profiling.snapshots import keep_snapshot
 from rlctl_train.profiling.timeline import SUFFIX, Timeline, moment
@@ -74,7 +75,7 @@ class Recorder:
     def _ranges(self, target: Path) -> Iterator[None]:
         who = self._who
         timeline, load = Timeline(lambda: held_bytes(who.kind)), Load(who.kind)
-        with listening(timeline), load.sampled():
+        with listening(timeline), collections_marked(), load.sampled():
             yield
         facts = {"role": who.role, "rank": who.rank, "host": socket.gethostname(), "pid": os.getpid()}
         facts |= {"device": who.kind, "slot": who.slot, "threads": torch.get_num_threads(), "load": load.samples}
