@@ -17,6 +17,8 @@ from rlctl_hw.types import Plan
 
 from rlctl_train.config import RunConfig
 from rlctl_train.config.layout import RunFiles, write_json
+from rlctl_train.config.model import RandomModel
+from rlctl_train.model_factory import make_random_model
 
 PLAN = Plan(
     device="cpu",
@@ -53,8 +55,11 @@ def make_run(root: Path, plan: dict[str, Any] | None = None, **sections: Any) ->
             config[name] = sections[name]
     root.mkdir(parents=True)
     files = RunFiles(root)
-    write_json(files.config, json.loads(RunConfig.model_validate(config).model_dump_json()))
+    made = RunConfig.model_validate(config)
+    write_json(files.config, json.loads(made.model_dump_json()))
     write_json(files.plan, replace(PLAN, **(plan or {})).to_json())
+    if isinstance(made.model, RandomModel):  # what the driver would do; this process has imported the model classes
+        make_random_model(made.model, files.model, made.seed)
     return files
 
 

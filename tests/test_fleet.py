@@ -101,7 +101,7 @@ def test_only_the_dead_engines_share_is_sampled_again_with_the_same_rows_and_see
     first, second, again = crew.asked
     assert again == ("new", *second[1:]) and first[0] == "first" and again[3] == [12, 13, 14, 15]
     assert [part.ref for part in batch.parts] == ["part of first", "part of new"]
-    assert handed == [(["trainer"], crew.ranks[1:], "float32", 7, crew.ask)]
+    assert handed == [(["trainer"], crew.ranks[1:], "float32", 7, crew.ask, None)]
 
 
 @pytest.mark.parametrize(("victim", "most"), [("rollout worker 1", 0), ("actor worker 0", 1)])

@@ -123,7 +123,9 @@ def test_a_profile_adds_up_and_is_shown(
     assert "bucket 1" in names
     assert "ray_timeline.trace.json.gz" in said.err
     called = calls_by_process(files.profile / "ray_timeline.trace.json.gz")
-    assert {"update", "stop_recording"} <= called[f"actor worker {num_ranks - 1}"] and "generate" in called["rollout worker 0"]
+    assert {"update", "stop_recording"} <= called[f"actor worker {num_ranks - 1}"] and "generate" in called[
+        "rollout worker 0"
+    ]
     assert "submit_task" in called["driver"] and "start" not in called["actor worker 0"]
     assert app.run(["profile", "report", "slow", "--compare", "slow"]) == 0
     assert "1.00x" in capfd.readouterr().out

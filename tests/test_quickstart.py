@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM
+
+from rlctl_train.config.layout import RunFiles
+from tests.plain import plain_accuracy
 
 pytestmark = pytest.mark.long
 
@@ -26,7 +28,7 @@ def test_the_quickstart_lifts_held_out_accuracy_from_below_a_half_to_above_nine_
     summary = json.loads((run / "summary.json").read_text())
     assert summary["val_accuracy_start"] < 0.5
     assert summary["val_accuracy_end"] >= 0.90
-    AutoModelForCausalLM.from_pretrained(run / "hf")
+    assert summary["val_accuracy_end"] == pytest.approx(plain_accuracy(RunFiles(run)), abs=0.02)
     shown = subprocess.run([rlctl, "runs", "show", "first", "-o", "json"], cwd=tmp_path, capture_output=True, text=True)
     held = {row["phase"]: row for row in json.loads(shown.stdout)["prediction"]}
     assert {"generation", "actor_update", "optimizer_step", "weight_sync"} <= held.keys()

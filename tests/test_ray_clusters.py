@@ -218,7 +218,7 @@ def test_two_private_runs_and_a_foreign_cluster_do_not_disturb_each_other(foreig
     below = processes(second)
     listening = {c.laddr.port for process in below for c in process.net_connections() if c.status == "LISTEN"}
     assert listening and USUAL_AGENT_PORT not in listening
-    spared = ("monitor.py", "log_monitor.py")
+    spared = ("monitor.py", "log_monitor.py", "dashboard.py")
     assert not [process for process in below if any(Path(word).name in spared for word in process.cmdline())]
     below[0].send_signal(signal.SIGKILL)
     assert (ended(second), ended(first)) == ("lost", "done")

@@ -91,8 +91,9 @@ def test_every_kind_of_process_may_be_killed_and_the_run_learns_what_it_would_ha
             runs.kill(worker(files, name))
             wait_for_restart(files, process, number)
             assert f"{name} died" in runs.status(files)["notice"]
-        runs.wait_for_step(files, process, 8)
+        rollout = freeze_rollout(files, process, 7, after_s=0.0)
         os.kill(worker(files, "score worker"), signal.SIGSTOP)  # the run waits for it, until its node is known as dead
+        os.kill(rollout, signal.SIGCONT)
         runs.kill(raylet_of(process))
         assert process.wait(240) == 0, runs.log(files)
     finally:

@@ -7,10 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from rlctl_train.config.layout import RunFiles
 from tests import runs
+from tests.plain import plain_accuracy
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +40,7 @@ def test_a_grpo_run_leaves_everything_it_promises(tmp_path: Path) -> None:
     assert {"val_accuracy_start", "val_accuracy_end", "steps", "wall_s", "tokens_per_s"} <= summary.keys()
     assert (files.samples / "step_000006.jsonl").read_text().count("\n") == 8
     assert files.report.exists() and files.curves.exists()
-    AutoModelForCausalLM.from_pretrained(files.hf)
+    assert summary["val_accuracy_end"] == pytest.approx(plain_accuracy(files), abs=1e-6)
     assert AutoTokenizer.from_pretrained(files.hf).chat_template
 
 

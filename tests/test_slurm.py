@@ -17,6 +17,7 @@ import pytest
 
 from rlctl_train.config.layout import RunFiles
 from tests import runs, slurm_cluster
+from tests.plain import plain_accuracy
 from tests.slurm_cluster import SlurmCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
@@ -330,5 +331,7 @@ def test_the_quickstart_learns_to_add_on_two_nodes(desk: Desk) -> None:
     place = ("--slurm", "--nodes", "2", "--gpus", "cpu:2", "launch.memory_gib=6")
     done = desk.rlctl("launch", "quickstart", *place, "trainer.num_devices=2", "--name", "sums", "-y")
     assert done.returncode == 0, done.stderr
-    summary = json.loads((desk.folder / "runs" / "sums" / "summary.json").read_text())
+    files = RunFiles(desk.folder / "runs" / "sums")
+    summary = json.loads(files.summary.read_text())
     assert summary["val_accuracy_start"] < 0.5 < 0.9 < summary["val_accuracy_end"]
+    assert summary["val_accuracy_end"] == pytest.approx(plain_accuracy(files), abs=0.02)

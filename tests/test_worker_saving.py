@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
 from rlctl_train.checkpoint.probe import probe_rows
 from rlctl_train.checkpoint.shares import seal
+from rlctl_train.checksum import checksum
 from rlctl_train.config import RunConfig
 from rlctl_train.config.errors import UserError
+from rlctl_train.sync.buckets import PackedBucket, unpack
 from rlctl_train.workers import EngineWorker, WorkerSpec
 from tests import runs
 from tests.engine_support import make_batch, make_engine, make_model, train
@@ -69,3 +72,18 @@ def test_the_probe_holds_every_token_of_the_first_responses(path: str) -> None:
     logp, _ = asked._engine.logprobs(batch, 1.0)
     kept = batch["response_mask"][0].bool()
     torch.testing.assert_close(torch.tensor(sequences[0]["logp"]), logp[0][kept], rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_streamed_of_an_exported_folder_is_what_lies_there(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlctl_train.engines.export.FILE_BYTES", 20_000)  # several files
+    trainer = worker(path)
+    trainer._engine.export(tmp_path / "hf")
+    assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 1
+    there = {name: tensor.clone() for name, tensor in trainer._engine.weights()}
+    train(trainer._engine, make_batch(), 1)
+    *sent, told = trainer.stream_folder("float32", tmp_path / "hf")
+    streamed = {name: tensor for bucket in sent for name, tensor in unpack(cast(PackedBucket, bucket))}
+    torch.testing.assert_close(streamed, there, rtol=0, atol=0)
+    assert told == checksum(there.items(), torch.float32) != checksum(trainer._engine.weights(), torch.float32)

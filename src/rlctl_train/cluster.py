@@ -10,6 +10,7 @@ from functools import partialmethod
 from typing import Any
 
 import ray
+from ray._private.node import Node
 from ray._private.parameter import RayParams
 from ray.exceptions import RayError
 
@@ -73,13 +74,15 @@ def _trim_ray() -> None:
     """Have the private cluster's agent take any free port, and leave out what only other clusters need.
 
     Ray gives every cluster's agent 52365, and one that is started later and finds it taken accepts no jobs. Nobody adds
-    nodes to this cluster, and no driver prints its workers' logs: the processes for that cost seconds of start-up.
+    nodes to this cluster, no driver prints its workers' logs, and without a dashboard its server has but Ray's usage
+    statistics to send: the processes for that cost seconds of start-up.
     `ray.init` has no arguments for these, as `ray start` has.
     """
     trimmed = partialmethod(
         RayParams.__init__, dashboard_agent_listen_port=0, no_monitor=True, include_log_monitor=False
     )
     RayParams.__init__ = trimmed  # pyright: ignore[reportAttributeAccessIssue]
+    Node.start_api_server = lambda *_, **__: None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _join(address: str, timeout_s: float, quiet: dict[str, Any]) -> Any:

@@ -26,7 +26,6 @@ from rlctl_train.config.errors import FAILED, PREFLIGHT, UserError
 from rlctl_train.config.layout import RunFiles, write_json
 from rlctl_train.config.trainer import WarmStartConfig
 from rlctl_train.crew import WorkersLost
-from rlctl_train.evaluate import evaluate_folder
 from rlctl_train.importing import keep_for_good
 from rlctl_train.placement import lay_out
 from rlctl_train.prepare import Materials, prepare
@@ -125,11 +124,12 @@ def _train(context: Context, start: float) -> None:
     """Train what is left to train, export, measure; `start` is when the job began, in unix seconds."""
     context = _warm_start(context)
     stage = Stage(context)
-    totals = stage.train()
+    totals, accuracy = stage.train(), None
     if context.config.checkpoint.export_hf:
         stage.export(context.files.hf)
+        accuracy = stage.measure(context.files.hf)
     stage.end()
-    _finish(context, totals, time.time() - start)
+    _finish(context, totals, accuracy, time.time() - start)
 
 
 def _warm_start(context: Context) -> Context:
@@ -151,20 +151,15 @@ def _warm_start(context: Context) -> Context:
     return replace(context, materials=replace(context.materials, model_path=str(folder.hf)))
 
 
-def _finish(context: Context, totals: Totals, seconds: float) -> None:
-    """Measure the exported folder on the held-out prompts and write the summary."""
-    files, config, val_path = context.files, context.config, context.materials.val_path
-    accuracy = None
-    if config.reward is not None and val_path is not None and files.hf.exists():
-        context.status.update(phase="evaluate")
-        accuracy = evaluate_folder(files.hf, val_path, config)
+def _finish(context: Context, totals: Totals, accuracy: float | None, seconds: float) -> None:
+    """Write the summary."""
     write_json(
-        files.summary,
+        context.files.summary,
         {
             "schema_version": 1,
             "val_accuracy_start": totals.val_accuracy_start,
             "val_accuracy_end": accuracy,
-            "steps": config.trainer.num_steps,
+            "steps": context.config.trainer.num_steps,
             "wall_s": round(seconds, 2),
             "tokens_per_s": round(totals.tokens / totals.seconds, 1) if totals.seconds else None,
         },

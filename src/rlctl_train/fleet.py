@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -72,13 +73,20 @@ class Fleet:
         self.version += 1
         self.is_stale = False
 
+    def take_folder(self, folder: Path) -> None:
+        """Take the weights that the trainer has exported to a folder, as the next version, and compare checksums."""
+        self._surviving(lambda: self._hand_over(self._crew.rollouts, self.version + 1, folder))
+        self.version += 1
+        self.is_stale = False
+
     def memory(self) -> dict[str, float]:
         """Return what `Crew.memory` does; engines that died since they were last needed are made anew."""
         return self._surviving(self._crew.memory)
 
-    def _hand_over(self, receivers: list[Any], version: int) -> None:
+    def _hand_over(self, receivers: list[Any], version: int, folder: Path | None = None) -> None:
         self._each("wake", receivers)
-        hand_over(self._crew.engines["actor"], receivers, self._spec.plan.rollout_dtype, version, self._crew.ask)
+        dtype = self._spec.plan.rollout_dtype
+        hand_over(self._crew.engines["actor"], receivers, dtype, version, self._crew.ask, folder)
 
     def _surviving(self, work: Callable[[], T], forget: Callable[[int], object] = lambda engine: None) -> T:
         """Return what `work` does; where engines die of it, make them anew, forget their part, and work again."""

@@ -38,18 +38,9 @@ class Materials:
 
 def prepare(files: RunFiles, config: RunConfig) -> Materials:
     """Make the random model and the arithmetic data in the run folder where asked for; load the tokenizer."""
-    from transformers import AutoTokenizer
-
     model_path, tokenizer_path = _model(files, config)
     trust = config.model.type == "pretrained" and config.model.trust_remote_code
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_path, trust_remote_code=trust)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"no tokenizer can be loaded from {tokenizer_path!r}: {str(error).splitlines()[0]}",
-            "set model.tokenizer to a folder or hub id that has one",
-            exit_code=PREFLIGHT,
-        ) from error
+    tokenizer = _tokenizer(tokenizer_path, made_here=isinstance(config.model, RandomModel), trust_remote_code=trust)
     if config.model.lora is not None:
         from rlctl_train.engines.models import check_targets
 
@@ -64,9 +55,9 @@ def prepare(files: RunFiles, config: RunConfig) -> Materials:
 def _model(files: RunFiles, config: RunConfig) -> tuple[str, str]:
     model = config.model
     if isinstance(model, RandomModel):
-        from rlctl_train.model_factory import make_random_model
-
         if not files.model.exists():
+            from rlctl_train.model_factory import make_random_model
+
             half_made = files.model.with_name(".model.tmp")
             shutil.rmtree(half_made, ignore_errors=True)
             make_random_model(model, half_made, config.seed)
@@ -78,6 +69,23 @@ def _model(files: RunFiles, config: RunConfig) -> tuple[str, str]:
 
         path = snapshot_download(path, revision=model.revision)
     return path, model.tokenizer or path
+
+
+def _tokenizer(path: str, *, made_here: bool, trust_remote_code: bool) -> Any:
+    if made_here:  # its class is known; `AutoTokenizer` imports the model classes, five seconds of a processor
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(path)
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no tokenizer can be loaded from {path!r}: {str(error).splitlines()[0]}",
+            "set model.tokenizer to a folder or hub id that has one",
+            exit_code=PREFLIGHT,
+        ) from error
 
 
 def _teacher(path: str, student: str, tokenizer: Any, *, trust_remote_code: bool) -> Teacher:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from types import FrameType
 from typing import Any, Literal
 
@@ -181,6 +182,17 @@ class Stage:
                     probe = read_probe(latest) or probe
                 self._run.export(folder, probe)
 
+    def measure(self, folder: Path) -> float | None:
+        """Return the accuracy on held-out prompts of greedy decoding with the weights of an exported folder, by the
+        rollout engines; None without such prompts or rewards."""
+        if not self._val_rows or self._config.reward is None:
+            return None
+        self._status.update(phase="evaluate")
+        with self._watched():
+            self._fleet.take_folder(folder)
+            records = self._generated(temperature=0.0)
+        return fmean(record["accuracy"] for record in records)
+
     def end(self) -> None:
         """End the workers."""
         self._crew.stop()
@@ -255,8 +267,7 @@ class Stage:
         return accuracy
 
     def _validate_by_generating(self) -> tuple[dict[str, float], float]:
-        batch = self._run.score(self._run.sample_greedy(self._val_rows, self._config.validation.temperature))
-        records = ray.get(batch.parts[-1].ref).records
+        records = self._generated(self._config.validation.temperature)
         correct: dict[str, list[float]] = {}
         for record in records:
             correct.setdefault(record["data_source"], []).append(record["accuracy"])
@@ -267,6 +278,11 @@ class Stage:
         metrics["val/score"] = sum(record["score"] for record in records) / len(records)
         self._keep_samples(records)
         return metrics, accuracy
+
+    def _generated(self, temperature: float) -> tuple[dict[str, Any], ...]:
+        """Return the held-out rows with a response and its grade each."""
+        batch = self._run.score(self._run.sample_greedy(self._val_rows, temperature))
+        return ray.get(batch.parts[-1].ref).records
 
     def _keep_samples(self, records: tuple[dict[str, Any], ...]) -> None:
         self._files.samples.mkdir(exist_ok=True)

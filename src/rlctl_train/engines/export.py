@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
@@ -59,6 +60,14 @@ def write_folder(
         shutil.rmtree(replaced)
     else:
         aside.rename(folder)
+
+
+def read_folder(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of a folder that `write_folder` has written, under their names, one at a time."""
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as held:
+            for name in held.keys():  # noqa: SIM118  (it is no mapping)
+                yield name, held.get_tensor(name)
 
 
 def _write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> None:

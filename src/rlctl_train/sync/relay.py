@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -11,15 +12,27 @@ from rlctl_train.cluster import collect
 from rlctl_train.sync.transfer import compare
 
 
-def hand_over(senders: list[Any], receivers: list[Any], dtype: str, version: int, then: Callable[[], object]) -> None:
+def hand_over(
+    senders: list[Any],
+    receivers: list[Any],
+    dtype: str,
+    version: int,
+    then: Callable[[], object],
+    folder: Path | None = None,
+) -> None:
     """Stream the weights that the senders hold together to every receiver, in a dtype, and compare checksums.
 
-    `then` is called when the workers have been given all of it and only their answers are still to come.
+    `then` is called when the workers have been given all of it and only their answers are still to come. With `folder`
+    the weights are those that the first sender has exported there.
     """
     collect([actor.start_update.remote() for actor in receivers])
     sender, *others = senders
-    drained = [actor.drain_weights.remote(dtype) for actor in others]
-    stream = sender.stream_weights.options(num_returns="streaming", _generator_backpressure_num_objects=4).remote(dtype)
+    streamed: dict[str, Any] = {"num_returns": "streaming", "_generator_backpressure_num_objects": 4}
+    if folder is None:
+        drained = [actor.drain_weights.remote(dtype) for actor in others]
+        stream = sender.stream_weights.options(**streamed).remote(dtype)
+    else:
+        drained, stream = [], sender.stream_folder.options(**streamed).remote(dtype, folder)
     *buckets, last = _relay(stream, receivers)
     collect([*drained, *buckets])
     finished = [actor.finish_update.remote(version) for actor in receivers]

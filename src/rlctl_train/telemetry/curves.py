@@ -21,6 +21,9 @@ Line = dict[str, Any]
 INK, GRID = "#3d4450", "#d9dee6"
 COLORS = ("#2f6fde", "#e0703a", "#2d9d78", "#a457c9", "#c2a01b", "#c74363", "#4f9fb8", "#7d7f87", "#8a5a44")
 SVG_WIDTH_IN, SVG_HEIGHT_IN = 4.8, 2.9
+TITLE_IN = 0.5
+LEFT_IN, RIGHT_IN, TOP_IN, BOTTOM_IN = 0.8, 0.15, 0.35, 0.5
+"""Around the axes of each panel. A layout engine that measures them draws everything twice."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,8 @@ def write_png(panels: Sequence[tuple[Panel, list[Series]]], path: Path, title: s
     """Draw all panels on one white sheet, three a row."""
     columns = min(3, max(1, len(panels)))
     rows = max(1, -(-len(panels) // columns))
-    figure = Figure(figsize=(SVG_WIDTH_IN * columns, SVG_HEIGHT_IN * rows + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title, color=INK, fontsize=13, fontweight="bold")
+    figure = _figure(columns, rows, TITLE_IN)
+    figure.suptitle(title, color=INK, fontsize=13, fontweight="bold", y=1 - 0.4 * TITLE_IN / figure.get_figheight())
     for number, (panel, series) in enumerate(panels, start=1):
         draw(figure.add_subplot(rows, columns, number), panel, series)
     if not panels:
@@ -103,8 +105,7 @@ def write_png(panels: Sequence[tuple[Panel, list[Series]]], path: Path, title: s
 
 def svg(panel: Panel, series: list[Series]) -> str:
     """Return the panel as inline SVG whose ink and grid take the page's colours, so that it suits any theme."""
-    figure = Figure(figsize=(SVG_WIDTH_IN, SVG_HEIGHT_IN), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(1, 1)
     draw(figure.add_subplot(), panel, series)
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
@@ -112,6 +113,22 @@ def svg(panel: Panel, series: list[Series]) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     return text.replace(INK, "currentColor").replace(GRID, "var(--line)")
+
+
+def _figure(columns: int, rows: int, above_in: float = 0.0) -> Figure:
+    """Return a sheet of panels, with room above them."""
+    width, height = SVG_WIDTH_IN * columns, SVG_HEIGHT_IN * rows + above_in
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    figure.subplots_adjust(
+        left=LEFT_IN / width,
+        right=1 - RIGHT_IN / width,
+        top=1 - (TOP_IN + above_in) / height,
+        bottom=BOTTOM_IN / height,
+        wspace=(LEFT_IN + RIGHT_IN) / (SVG_WIDTH_IN - LEFT_IN - RIGHT_IN),
+        hspace=(TOP_IN + BOTTOM_IN) / (SVG_HEIGHT_IN - TOP_IN - BOTTOM_IN),
+    )
+    return figure
 
 
 def draw(axes: Axes, panel: Panel, series: list[Series]) -> None:

@@ -1,14 +1,15 @@
-"""Measure an exported Hugging Face folder by plain `generate`, apart from every engine that trained it."""
+"""What an exported folder is worth by plain `generate` of transformers, apart from every engine of ours."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlctl_train.config import RunConfig
+from rlctl_train.config.layout import RunFiles
 from rlctl_train.data.loader import PromptLoader
 from rlctl_train.rewards.pool import GradedSample, GraderPool
 
@@ -16,8 +17,10 @@ CHUNK = 64
 
 
 @torch.inference_mode()
-def evaluate_folder(folder: Path, val_path: Path, config: RunConfig) -> float:
-    """Return the share of held-out prompts answered correctly by greedy decoding with the model in `folder`."""
+def plain_accuracy(files: RunFiles) -> float:
+    """Return the mean accuracy on a run's made-up held-out prompts of greedy decoding with what it has exported."""
+    folder, val_path = files.hf, files.data / "val.parquet"
+    config = RunConfig.model_validate(json.loads(files.config.read_text()))
     assert config.reward is not None
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
