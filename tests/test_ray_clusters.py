@@ -212,36 +212,32 @@ def test_a_job_outlives_its_driver_is_stopped_resumed_killed_and_resumed_to_its_
     assert foreign.takes_jobs()
 
 
-def test_two_private_runs_and_a_foreign_cluster_do_not_disturb_each_other(foreign: Foreign, at_home: Path) -> None:
-    first, second = launch(at_home, "first", 12), launch(at_home, "second", 4000)
-    at_step(second, 2)
-    below = processes(second)
-    listening = {c.laddr.port for process in below for c in process.net_connections() if c.status == "LISTEN"}
-    assert listening and USUAL_AGENT_PORT not in listening
-    spared = ("monitor.py", "log_monitor.py", "dashboard.py")
-    assert not [process for process in below if any(Path(word).name in spared for word in process.cmdline())]
-    below[0].send_signal(signal.SIGKILL)
-    assert (ended(second), ended(first)) == ("lost", "done")
-    assert foreign.process.poll() is None and foreign.takes_jobs()
-
-
-def test_a_private_run_that_loses_its_head_ends_and_resumes(
+def test_two_private_runs_and_a_foreign_cluster_do_not_disturb_each_other_and_a_lost_head_is_resumed(
     foreign: Foreign, at_home: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run = launch(at_home, "near", 4000)
-    at_step(run, 3)
-    everything = processes(run)
+    near, other = launch(at_home, "near", 4000), launch(at_home, "other", 4000)
+    at_step(near, 3)
+    at_step(other, 2)
+    everything = processes(near)
+    listening = {c.laddr.port for process in everything for c in process.net_connections() if c.status == "LISTEN"}
+    assert listening and USUAL_AGENT_PORT not in listening
+    spared = ("monitor.py", "log_monitor.py", "dashboard.py")
+    assert not [process for process in everything if any(Path(word).name in spared for word in process.cmdline())]
     named(everything, "gcs_server").kill()
-    assert ended(run) == "lost"
+    assert ended(near) == "lost"
+    at_step(other, other.status().step + 2)
+    below = processes(other)
+    below[0].send_signal(signal.SIGKILL)
+    assert ended(other) == "lost"
     wait_for(lambda: gone(everything[:1]), "the driver is still there")
-    assert "GCS may have been killed" in run.files.driver_log.read_text()
+    assert "GCS may have been killed" in near.files.driver_log.read_text()
     capfd.readouterr()
     app.run(["runs", "show", "near"])
     assert "rlctl runs resume" in capfd.readouterr().err
     assert app.run(["runs", "resume", "near", "-d"]) == 0
-    at_step(run, run.status().step + 3)
-    everything += processes(run)
+    at_step(near, near.status().step + 3)
+    everything += processes(near)
     assert app.run(["runs", "stop", "near"]) == 0
-    assert run.status().state == "stopped"
-    wait_for(lambda: gone(everything), "something is left running")
-    assert foreign.takes_jobs()
+    assert near.status().state == "stopped"
+    wait_for(lambda: gone([*everything, *below]), "something is left running")
+    assert foreign.process.poll() is None and foreign.takes_jobs()

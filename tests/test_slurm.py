@@ -149,39 +149,31 @@ def test_a_run_on_two_nodes_reaches_its_end_and_the_cluster_is_gone(undisturbed:
     assert not Path(f"/tmp/rlctl-ray-{number}").exists()
 
 
-def test_preemption_saves_and_queues_again_and_the_run_learns_the_same(desk: Desk, undisturbed: RunFiles) -> None:
-    files = desk.launch("preempted")
-    desk.stop_at(files, 4)
+def test_a_run_that_loses_a_worker_is_preempted_and_meets_its_time_limit_learns_the_same(
+    desk: Desk, undisturbed: RunFiles
+) -> None:
+    files = desk.launch("unlucky", "launch.time_limit=30", "launch.save_before_s=90")
+    assert desk.facts(files)["TimeLimit"] == "00:30:00"
+    desk.stop_at(files, 3)
+    runs.kill(workers(files)["actor worker 1"])
+    desk.let_go()
+    desk.until(files, lambda: runs.status(files)["restarts"] == 1)
+    desk.stop_at(files, 6)
+    assert desk.facts(files)["Restarts"] == "0", "the same job goes on"
     desk.slurm.ask("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
     desk.until_said(files, "SIGTERM: saving after this step")
     desk.let_go()
     desk.until(files, lambda: desk.show(files)["status"]["state"] == "queued")
-    said = desk.follow(files)
-    assert "saved to make room: the job queues again" in said and "start 2," in said
+    desk.until_said(files, "start 2,")
+    desk.stop_at(files, 10)
     assert desk.facts(files)["Restarts"] == "1"
-    check_same(files, undisturbed)
-
-
-def test_the_time_limit_saves_and_queues_again(desk: Desk, undisturbed: RunFiles) -> None:
-    files = desk.launch("limited", "launch.time_limit=30", "launch.save_before_s=90")
-    assert desk.facts(files)["TimeLimit"] == "00:30:00"
-    desk.stop_at(files, 4)
     desk.slurm.ask("scontrol", "update", f"JobId={desk.job(files)}", "TimeLimit=2")
-    desk.until_said(files, "SIGTERM: saving after this step")
+    desk.until_said(files, "SIGTERM: saving after this step", times=2)
     desk.let_go()
     desk.until(files, lambda: desk.facts(files)["JobState"] == "PENDING")
     desk.slurm.ask("scontrol", "update", f"JobId={desk.job(files)}", "TimeLimit=30")
-    assert "start 2," in desk.follow(files)
-    check_same(files, undisturbed)
-
-
-def test_a_killed_worker_costs_no_more_than_the_last_save(desk: Desk, undisturbed: RunFiles) -> None:
-    files = desk.launch("unlucky")
-    desk.stop_at(files, 3)
-    runs.kill(workers(files)["actor worker 1"])
-    desk.let_go()
-    assert "queues again" not in desk.follow(files), "the same job goes on"
-    assert runs.status(files)["restarts"] == 1
+    said = desk.follow(files)
+    assert "saved to make room: the job queues again" in said and "start 3," in said
     check_same(files, undisturbed)
 
 
