@@ -77,6 +77,14 @@ def test_settings_that_pages_name_exist(page: Path) -> None:
     assert not [key for key in keys if schema.find(tuple(key.split("."))) is None]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_pages_name_exist(page: Path) -> None:
+    sources = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    functions = {name for text in sources.values() for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
+    named = re.findall(r"`(?:tests/)?(test_\w+(?:\.py)?)`", page.read_text())
+    assert not [name for name in named if name not in functions | sources.keys()]
+
+
 def test_the_readme_is_short_and_starts_with_the_one_command() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) < 120
