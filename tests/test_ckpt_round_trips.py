@@ -300,18 +300,15 @@ def test_a_shard_that_would_run_code_is_refused_by_name(
 
 
 INTERRUPTED_MERGE = """
-import itertools, signal, sys, threading, time
+import itertools, signal, sys, threading
 from rlctl import app
 from rlctl_train.checkpoint import safetensors_writer
 
 number, blocks = itertools.count(), safetensors_writer._pwrite
 
 def pwrite(*arguments):
-    written = next(number)
-    if written == int(sys.argv[1]):
+    if next(number) == int(sys.argv[1]):
         signal.pthread_kill(threading.main_thread().ident, int(sys.argv[2]))
-    if written >= int(sys.argv[1]):
-        time.sleep(0.1)  # the rest must not be written before the main thread has its turn
     blocks(*arguments)
 
 safetensors_writer._pwrite = pwrite

@@ -46,4 +46,4 @@ def test_a_folder_that_another_run_writes_is_refused_before_anything_starts(tmp_
         drive(files, config, Status(files, config.trainer.num_steps), StopFlag())
     assert caught.value.what.startswith(f"{files.checkpoints} is being written by run another on host")
     assert caught.value.exit_code == PREFLIGHT
-    assert not files.model.exists() and not ray.is_initialized()
+    assert not files.data.exists() and not ray.is_initialized()
