@@ -124,3 +124,17 @@ def test_full_collections_are_ranges_while_they_are_marked_and_small_ones_are_no
     with listening(timeline):
         gc.collect()
     assert [(one.name, one.depth) for one in timeline.ranges] == [(GARBAGE, 1), ("work", 0)]
+
+
+def test_a_recording_worker_tells_of_collections_but_not_of_the_one_that_clears_up_before(tmp_path: Path) -> None:
+    worker = Recordable()
+    try:
+        worker.start_recording(ProfileConfig(tool="torch"), Who("actor", 0, "cpu"), tmp_path)
+        assert len(gc.get_objects()) < gc.get_freeze_count()
+        with mark("actor_update"):
+            gc.collect()
+        worker.stop_recording()
+    finally:
+        gc.unfreeze()
+    _, told = read_ranges(tmp_path / "actor-0.ranges.json")
+    assert [one.name for one in told] == ["actor_update", GARBAGE]

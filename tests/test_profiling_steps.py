@@ -131,7 +131,8 @@ def test_advice_tells_a_rank_that_begins_late_from_one_that_works_long(tmp_path:
 
 def test_advice_says_whom_the_garbage_collector_stops(tmp_path: Path) -> None:
     folder = a_step(tmp_path)
-    write(folder, "actor", 0, ranges(("garbage collection", 620, 860, 0), ("actor_update", 860, 990, 0)))
+    collections = [("garbage collection", begin, end, 0) for begin, end in ((-300, -10), (620, 860))]
+    write(folder, "actor", 0, ranges(*collections, ("actor_update", 860, 990, 0)))
     said = advise(the_step(tmp_path), {}, {}, Seen())
     assert "Python's garbage collector stops actor 0 for 0.24 s, 24% of the step" in said
 

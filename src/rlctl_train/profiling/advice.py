@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from rlctl_train.profiling.garbage import GARBAGE
-from rlctl_train.profiling.spans import clipped
+from rlctl_train.profiling.spans import clipped, total_s
 from rlctl_train.profiling.steps import Phase, StepProfile
 from rlctl_train.profiling.waiting import CALLS
 
@@ -141,7 +141,8 @@ def _collecting(step: StepProfile) -> list[Weighted]:
     """Say whom Python's garbage collector holds up."""
     found = []
     for worker in (step.driver, *step.workers):
-        seconds = sum(one.seconds for one in worker.ranges if one.name == GARBAGE)
+        collections = [(one.start_ns, one.end_ns) for one in worker.ranges if one.name == GARBAGE]
+        seconds = total_s(clipped(collections, step.span))
         if seconds > MENTIONED * step.seconds:
             share = seconds / step.seconds
             found.append(

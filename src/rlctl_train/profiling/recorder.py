@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import os
 import shutil
@@ -17,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from rlctl_train import device
 from rlctl_train.config.profile import ProfileConfig
 from rlctl_train.device_load import Load
+from rlctl_train.importing import keep_for_good
 from rlctl_train.memory_watch import held_bytes
 from rlctl_train.profiling.allocations import SNAPSHOT
 from rlctl_train.profiling.garbage import collections_marked
@@ -66,6 +68,9 @@ class Recorder:
             for context in self._tools(target):
                 self._open.enter_context(context)
         self._open.enter_context(marking)
+        gc.collect()
+        keep_for_good()  # what a tool imports: a collection of it within the step would not come without the tool
+        self._open.enter_context(collections_marked())
 
     def stop(self) -> None:
         """End recording and write it."""
@@ -75,7 +80,7 @@ class Recorder:
     def _ranges(self, target: Path) -> Iterator[None]:
         who = self._who
         timeline, load = Timeline(lambda: held_bytes(who.kind)), Load(who.kind)
-        with listening(timeline), collections_marked(), load.sampled():
+        with listening(timeline), load.sampled():
             yield
         facts = {"role": who.role, "rank": who.rank, "host": socket.gethostname(), "pid": os.getpid()}
         facts |= {"device": who.kind, "slot": who.slot, "threads": torch.get_num_threads(), "load": load.samples}
