@@ -83,7 +83,7 @@ def test_what_is_streamed_of_an_exported_folder_is_what_lies_there(
     assert len(list((tmp_path / "hf").glob("model-*.safetensors"))) > 1
     there = {name: tensor.clone() for name, tensor in trainer._engine.weights()}
     train(trainer._engine, make_batch(), 1)
-    *sent, told = trainer.stream_folder("float32", tmp_path / "hf")
+    *sent, told = trainer.stream_weights("float32", tmp_path / "hf")
     streamed = {name: tensor for bucket in sent for name, tensor in unpack(cast(PackedBucket, bucket))}
     torch.testing.assert_close(streamed, there, rtol=0, atol=0)
     assert told == checksum(there.items(), torch.float32) != checksum(trainer._engine.weights(), torch.float32)

@@ -7,7 +7,7 @@ reference, resolved by Ray; `layout` says which global rows each resolved batch 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -203,36 +203,27 @@ class EngineWorker(Traceable, Recordable):
         mask = batch["response_mask"]
         return float(-(logp * mask).sum()), float(mask.sum())
 
-    def stream_weights(self, dtype_name: str) -> Iterator[list[tuple[str, Any]] | str]:
+    def stream_weights(self, dtype_name: str, folder: Path | None = None) -> Iterator[list[tuple[str, Any]] | str]:
         """Yield the weights in a dtype, bucket by bucket (rank 0; other ranks yield nothing), then the checksum.
 
-        Weights that lie on the host stay there: each comes to the device by itself.
+        Weights that lie on the host stay there: each comes to the device by itself. With `folder` they are those that
+        `export` wrote there, which rank 0 reads alone.
         """
-        with self._memory.phase("weight_sync"):
-            yield from self._stream(self._engine.weights(), dtype_name)
-            self._engine.offload()
-
-    def stream_folder(self, dtype_name: str, folder: Path) -> Iterator[list[tuple[str, Any]] | str]:
-        """Yield what `stream_weights` does of the weights in a Hugging Face folder that `export` wrote (rank 0)."""
         from rlctl_train.engines.export import read_folder
-
-        with self._memory.phase("weight_sync"):
-            yield from self._stream(read_folder(folder), dtype_name)
-
-    def _stream(
-        self, weights: Iterable[tuple[str, torch.Tensor]], dtype_name: str
-    ) -> Iterator[list[tuple[str, Any]] | str]:
         from rlctl_train.sync.buckets import Checksum, buckets, pack
 
         dtype = getattr(torch, dtype_name)
         checksum = Checksum(dtype)
-        size = int(self._spec.config.sync.bucket_mib * 2**20)
-        for number, bucket in enumerate(buckets(weights, size), start=1):
-            if self._rank == 0:
-                with mark(f"bucket {number}"):
-                    checksum.add(bucket)
-                    packed = pack(bucket, dtype)
-                yield packed
+        with self._memory.phase("weight_sync"):
+            size = int(self._spec.config.sync.bucket_mib * 2**20)
+            weights = self._engine.weights() if folder is None else read_folder(folder)
+            for number, bucket in enumerate(buckets(weights, size), start=1):
+                if self._rank == 0:
+                    with mark(f"bucket {number}"):
+                        checksum.add(bucket)
+                        packed = pack(bucket, dtype)
+                    yield packed
+            self._engine.offload()
         if self._rank == 0:
             yield checksum.hexdigest()
 

@@ -27,12 +27,9 @@ def hand_over(
     """
     collect([actor.start_update.remote() for actor in receivers])
     sender, *others = senders
-    streamed: dict[str, Any] = {"num_returns": "streaming", "_generator_backpressure_num_objects": 4}
-    if folder is None:
-        drained = [actor.drain_weights.remote(dtype) for actor in others]
-        stream = sender.stream_weights.options(**streamed).remote(dtype)
-    else:
-        drained, stream = [], sender.stream_folder.options(**streamed).remote(dtype, folder)
+    drained = [actor.drain_weights.remote(dtype) for actor in others] if folder is None else []
+    streamed = sender.stream_weights.options(num_returns="streaming", _generator_backpressure_num_objects=4)
+    stream = streamed.remote(dtype, folder)
     *buckets, last = _relay(stream, receivers)
     collect([*drained, *buckets])
     finished = [actor.finish_update.remote(version) for actor in receivers]
